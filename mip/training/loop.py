@@ -1,0 +1,302 @@
+"""Trains the adapter's own weights on cached features; goes on bit for bit where it was stopped.
+
+One process, or several under `accelerate launch`: samples, noise and dropped conditions are the same for any number.
+"""
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mip.config import Models, Train
+from mip.errors import ConfigError, DataError, TrainingError
+from mip.model.checkpoint import save_adapter
+from mip.tables import Row, file_hash, fingerprint, write_json, write_table
+from mip.training.checkpoints import load_state, save_state
+from mip.training.dataset import Batch, FeatureSet, Sampler
+from mip.training.networks import adapter_file, base_weights, device_named
+from mip.training.objective import Draws, Dropout, NoiseSchedule, losses, with_dropout
+from mip.training.start import load_unet, start_adapter
+
+log = logging.getLogger(__name__)
+_PATIENCE = 3  # steps in a row without a finite loss
+
+Micro = list[tuple[Batch, Draws]]  # the micro-batches of one step, of this process
+
+
+def train(config: Train, *, models: Models, features: Path, out: Path, work: Path) -> Path:
+    """Write out/adapter.safetensors, out/curve.parquet (kind curve) and out/training.json.
+
+    `work` holds the states of an unfinished run; the same call takes them up again.
+
+    Raises:
+        ConfigError: parameters that contradict one another or the machine.
+        DataError: features without a training sample.
+        CheckpointError: an IP-Adapter that does not fit the base.
+        TrainingError: the loss was no number for several steps in a row.
+    """
+    run = _Run(config, models=models, features=features, work=work)
+    if run.progress.step == 0:
+        run.progress.validation_before = run.validate()
+    with ThreadPoolExecutor(1) as background:
+        ahead = background.submit(run.load, run.progress.step)
+        while run.progress.step < config.steps:
+            started = time.monotonic()
+            micro = ahead.result()
+            waited = time.monotonic() - started
+            if run.progress.step + 1 < config.steps:
+                ahead = background.submit(run.load, run.progress.step + 1)
+            run.step(micro)
+            run.progress.waited_s += waited
+            run.progress.seconds += time.monotonic() - started
+            run.after_step()
+    run.finish(out)
+    return out
+
+
+@dataclass
+class _Progress:
+    """All that a state holds beside weights and optimizer."""
+
+    step: int = 0  # optimizer steps done; decides samples, draws and learning rate of the next one
+    curve: list[Row] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)  # "step: samples" of the steps without a finite loss
+    failures: int = 0  # of these, in a row
+    validation_before: float | None = None
+    seconds: float = 0.0  # in steps
+    waited_s: float = 0.0  # of these, for data
+
+
+class _Run:
+    def __init__(self, config: Train, *, models: Models, features: Path, work: Path) -> None:
+        self.config, self.models = config, models
+        device = device_named(models.device)
+        if config.precision == "fp16" and device.type == "cpu":
+            raise ConfigError("got precision fp16 on a CPU; set it to bf16 or no")
+        self.accelerator = Accelerator(mixed_precision=config.precision, cpu=device.type == "cpu")
+        self.local_batch = _share(config, self.accelerator.num_processes)
+        self.dropout = Dropout(image=config.drop_image, text=config.drop_text, both=config.drop_both)
+        self.data, self.held_out = (FeatureSet(features, split=split) for split in ("train", "val"))
+        if len(self.data) == 0:
+            raise DataError(f"got no training sample in {features}; loosen the manifest's thresholds")
+        self.sampler = Sampler(self.data.weights, batch=config.batch, seed=config.seed)
+        self.schedule = NoiseSchedule.of(models, config)
+        self.absence = self.data.absence().to(self.accelerator.device)
+        self.is_gated = config.gated and config.merge == "weighted"
+
+        unet = load_unet(models, precision=config.precision)
+        self.start = adapter_file(models)
+        self.adapter = start_adapter(self.start, unet, config=config, models=models)
+        self.adapter.install(unet)
+        self.parameters = self.adapter.trainable_parameters()
+        # Betas and epsilon are those of the paper's code, which are torch's own.
+        optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.unet, self.optimizer = self.accelerator.prepare(unet, optimizer)
+        self.adapter.projection.to(self.accelerator.device)
+
+        self.inputs = {
+            "features": file_hash(features / "index.parquet"),
+            "start": file_hash(self.start),
+            "base": base_weights(models).identity("unet"),
+        }
+        self.states = work / fingerprint(config=config, models=models, **self.inputs, torch=torch.__version__)
+        self.progress = self._resume()
+
+    def load(self, step: int) -> Micro:
+        """This process's part of a step's samples."""
+        first = self.accelerator.process_index * self.local_batch
+        places = self.sampler.places(step)[first : first + self.local_batch]
+        return list(self._micro(places, [(step, first + i) for i in range(self.local_batch)]))
+
+    def _micro(self, places: list[int], keys: list[tuple[int, int]]) -> Iterator[tuple[Batch, Draws]]:
+        for start in range(0, len(places), self.config.micro_batch):
+            batch = self.data.batch(places[start : start + self.config.micro_batch])
+            chosen = keys[start : start + self.config.micro_batch]
+            shape = batch.mean_BCHW.shape[1:]
+            yield batch, self.schedule.draw(shape, keys=chosen, seed=self.config.seed, dropout=self.dropout)
+
+    def step(self, micro: Micro) -> None:
+        """One optimizer step; without a finite loss or gradient the weights stay as they are."""
+        parts = []
+        for number, (batch, draws) in enumerate(micro, start=1):
+            # Gradients are exchanged once a step, with those of the last micro-batch.
+            exchange = nullcontext() if number == len(micro) else self.accelerator.no_sync(self.unet)
+            with exchange, self._attention():
+                loss_B = self._losses(batch, draws)
+                self.accelerator.backward(loss_B.sum() / self.local_batch)
+            parts.append(loss_B.detach())
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf)
+        assert norm is not None
+        loss_B = torch.cat(parts)
+        # The one value a step that is read back: the guard cannot do without it.
+        loss = float(self.accelerator.reduce(loss_B.mean(), reduction="mean"))  # pyright: ignore[reportArgumentType]
+        # In half precision an infinite gradient is the scaler's affair, and so is the step then.
+        is_scaled = self.accelerator.scaler is not None
+        is_sound = math.isfinite(loss) and (is_scaled or bool(norm.isfinite()))
+        rate = self._learning_rate()
+        if is_sound or is_scaled:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.progress.step += 1
+        self._record(loss, rate)
+        self._guard(is_sound, [name for batch, _ in micro for name in batch.sample_ids], loss_B)
+
+    def after_step(self) -> None:
+        """Validate and save the state where it is due."""
+        step = self.progress.step
+        if step % self.config.validation_every == 0 or step == self.config.steps:
+            self.progress.curve[-1]["validation_loss"] = value = self.validate()
+            log.info("step %d: loss %.4f, validation %s", step, self.progress.curve[-1]["loss"], value)
+        if step % self.config.checkpoint_every == 0 or step == self.config.steps:
+            self._save()
+
+    def validate(self) -> float | None:
+        """Mean loss over the first validation samples, on noise that is always the same; None without samples."""
+        count = min(len(self.held_out), self.config.validation_batches * self.config.batch)
+        if count == 0:
+            return None
+        total = torch.zeros((), device=self.accelerator.device)
+        mine = list(range(self.accelerator.process_index, count, self.accelerator.num_processes))
+        for start in range(0, len(mine), self.config.micro_batch):
+            places = mine[start : start + self.config.micro_batch]
+            batch = self.held_out.batch(places)
+            draws = self.schedule.spread(batch.mean_BCHW.shape[1:], places=places, count=count, seed=self.config.seed)
+            with torch.no_grad(), self._attention():
+                total += self._losses(batch, draws).sum()
+        return float(self.accelerator.reduce(total, reduction="sum")) / count  # pyright: ignore[reportArgumentType]
+
+    def finish(self, out: Path) -> None:
+        """Write the results, then remove the states."""
+        if self.accelerator.is_main_process:
+            made_from = {**self.inputs, "parameters": fingerprint(config=self.config, models=self.models)}
+            metadata = {
+                **made_from,
+                "manifest": self.data.made_from["manifest"],
+                "base_model": self.models.base,
+                "image_encoder": "/".join(
+                    filter(None, (self.models.image_encoder, self.models.image_encoder_subfolder))
+                ),
+                "steps": str(self.config.steps),
+                "merge": self.config.merge,
+            }
+            out.mkdir(parents=True, exist_ok=True)
+            save_adapter(out / "adapter.safetensors", self.adapter.checkpoint(metadata))
+            write_table(out / "curve.parquet", "curve", self.progress.curve, made_from)
+            write_json(out / "training.json", self._summary(made_from))
+            shutil.rmtree(self.states)
+        self.accelerator.wait_for_everyone()
+
+    def _losses(self, batch: Batch, draws: Draws) -> Tensor:
+        device = self.accelerator.device
+        batch, draws = batch.to(device), draws.to(device)
+        batch = with_dropout(batch, draws, self.absence)
+        return losses(
+            self.unet, self.adapter, self.schedule, batch, draws, merge=self.config.merge, is_gated=self.is_gated
+        )
+
+    def _attention(self) -> AbstractContextManager[object]:
+        # On CPUs the backward pass of the fused kernel takes a third of a step at these numbers of positions.
+        return sdpa_kernel(SDPBackend.MATH) if self.accelerator.device.type == "cpu" else nullcontext()
+
+    def _learning_rate(self) -> float:
+        return learning_rate(self.progress.step, config=self.config)
+
+    def _record(self, loss: float, rate: float) -> None:
+        step = self.progress.step
+        self.progress.curve.append(
+            {
+                "step": step,
+                "loss": loss,
+                "validation_loss": None,
+                "learning_rate": rate,
+                "samples": step * self.config.batch,
+            }
+        )
+
+    def _guard(self, is_sound: bool, sample_ids: list[str], loss_B: Tensor) -> None:
+        if is_sound:
+            self.progress.failures = 0
+            return
+        self.progress.failures += 1
+        named = [name for name, loss in zip(sample_ids, loss_B.tolist(), strict=True) if not math.isfinite(loss)]
+        culprits = ", ".join(named or sample_ids)
+        log.warning(
+            "step %d: no finite loss or gradient, weights left as they are; samples: %s", self.progress.step, culprits
+        )
+        self.progress.skipped.append(f"{self.progress.step}: {culprits}")
+        if self.progress.failures == _PATIENCE:
+            raise TrainingError(
+                f"got no finite loss in {_PATIENCE} steps in a row, up to step {self.progress.step}, the last with "
+                f"samples {culprits}; lower the learning rate, or leave these samples out"
+            )
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = {
+                "layers": self.adapter.layers.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "progress": vars(self.progress),
+            }
+            save_state(self.states, state, step=self.progress.step, keep=self.config.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> _Progress:
+        state = load_state(self.states, device=self.accelerator.device)
+        if state is None:
+            return _Progress()
+        self.adapter.layers.load_state_dict(state["layers"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        progress = _Progress(**state["progress"])
+        log.info("going on after step %d", progress.step)
+        return progress
+
+    def _summary(self, made_from: dict[str, str]) -> dict[str, Any]:
+        progress = self.progress
+        return {
+            "steps": progress.step,
+            "global_batch": self.config.batch,
+            "processes": self.accelerator.num_processes,
+            "device": self.accelerator.device.type,
+            "samples": progress.step * self.config.batch,
+            "samples_per_s": progress.step * self.config.batch / progress.seconds,
+            "data_wait_share": progress.waited_s / progress.seconds,
+            "trained_parameters": sum(parameter.numel() for parameter in self.parameters),
+            "validation_loss_before": progress.validation_before,
+            "validation_loss": progress.curve[-1]["validation_loss"],
+            "skipped_steps": progress.skipped,
+            "parameters": self.config.model_dump(mode="json"),
+            "made_from": {**made_from, **self.data.made_from},
+        }
+
+
+def _share(config: Train, processes: int) -> int:
+    if config.batch % processes:
+        raise ConfigError(f"got batch {config.batch} for {processes} processes; give a multiple")
+    return config.batch // processes
+
+
+def learning_rate(step: int, *, config: Train) -> float:
+    """Of the step after `step` ones: a linear warm-up, then constant or half a cosine down to 0."""
+    if step < config.warm_up:
+        return config.learning_rate * (step + 1) / config.warm_up
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warm_up) / max(1, config.steps - config.warm_up)
+    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
