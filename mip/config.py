@@ -180,7 +180,7 @@ class Generate(Section):
 
 
 class SegmentationDetector(Section):
-    """A semantic segmentation model of transformers; a class's largest connected region is its detection."""
+    """A semantic segmentation model of transformers; every large and sure enough region is a detection."""
 
     kind: Literal["segmentation"]
     model: str

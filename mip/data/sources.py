@@ -82,13 +82,14 @@ def ingest(config: Ingest, *, out: Path, work: Path) -> Path:
             f"source {config.source!r} gives shards of one name or unsafe ones; each must be a file name of its own"
         )
     made_from = {"stage": "ingest", "params": fingerprint(config=config)}
+    named = {"benchmark": config.benchmark_name, "variant": config.variant, "seed": str(config.seed)}
     dropped: list[Row] = []
     for shard in shards:
         indexed = source.index(shard, source=config.source)
         write_table(out / f"part-{shard.name}.parquet", "index", indexed.rows, made_from)
         dropped += indexed.rejected
     for name, (rows, lost) in _tasks(config, folder).items():
-        write_table(out / f"{name}.parquet", "tasks", rows, made_from)
+        write_table(out / f"{name}.parquet", "tasks", rows, {**made_from, **named})
         dropped += lost
     write_table(out / "rejected.parquet", "rejected", dropped, made_from)
     return out

@@ -1,4 +1,4 @@
-"""Train the toybox's networks from nothing: `python -m mip.toybox.pretrain OUT [WORK]`, or `make toybox-base`.
+"""Train the toybox's networks from nothing: `python -m mip.toybox.pretrain`, or `make toybox-base`.
 
 Every step that is done is skipped, and the long one resumes, so the command can be stopped and started at will. Thread
 and process counts are fixed: the bytes of the result do not depend on the machine's load.
@@ -7,7 +7,6 @@ and process counts are fixed: the bytes of the result do not depend on the machi
 import logging
 import multiprocessing
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -137,4 +136,4 @@ def build(out: Path, work: Path) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    build(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else Path(".work/toybox-base"))
+    build(Path("data/toybox/base"), Path(".work/toybox-base"))

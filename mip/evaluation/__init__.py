@@ -1,0 +1,1 @@
+"""Benchmarks, generation by every method, metrics, and the measures that see confusion; see DESIGN.md."""

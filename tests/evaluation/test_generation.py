@@ -1,0 +1,159 @@
+"""Generation: seeds, batches, resuming, metadata, maps, choice of the scale."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mip.config import Evaluate, Generate, Models
+from mip.errors import CheckpointError, ConfigError
+from mip.evaluation import generation
+from mip.evaluation.generation import Painter, generate
+from mip.evaluation.methods import METHODS, method_named
+from mip.evaluation.scales import Candidate, choose
+from mip.tables import file_hash, read_rows
+
+# diffusers' Euler scheduler makes a NumPy array of a tensor in a way that NumPy 2 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture
+def draw(judge_config: Evaluate, models: Models, index: Path, adapter_files: dict[str, Path], tmp_path: Path):
+    """Run the stage; gives its output folder."""
+
+    def run(config: Generate, method: str = "mip", *, name: str = "out", adapter: Path | None = None) -> Path:
+        return generate(
+            config,
+            method=method,
+            models=models,
+            judge=judge_config,
+            index=index,
+            adapter=adapter or adapter_files["sdxl"],
+            out=tmp_path / name / method,
+            work=tmp_path / "work",
+        )
+
+    return run
+
+
+def _pixels(folder: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))]).astype(int)
+
+
+def _one_scale(config: Generate, **changes: object) -> Generate:
+    return config.model_copy(update={"scales": (1.0,), **changes})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_draws_every_task(draw, generate_config: Generate, index: Path, method: str):
+    out = draw(_one_scale(generate_config), method)
+    rows = read_rows(out / "images.parquet", "images")
+    tasks = read_rows(index / "tasks.parquet", "tasks")
+    assert [row["task_id"] for row in rows] == [task["task_id"] for task in tasks]
+    assert all(file_hash(out / row["path"]) == row["sha256"] for row in rows)
+
+
+def test_images_do_not_depend_on_the_batch(draw, generate_config: Generate):
+    together = draw(_one_scale(generate_config, batch=4, maps=0), name="together")
+    alone = draw(_one_scale(generate_config, batch=1, maps=0), name="alone")
+    assert np.abs(_pixels(together) - _pixels(alone)).max() <= 1
+
+
+def test_the_same_run_gives_the_same_bytes(draw, generate_config: Generate):
+    config = _one_scale(generate_config)
+    assert file_hash(draw(config, name="first")) == file_hash(draw(config, name="second"))
+
+
+def test_methods_start_from_the_same_noise(draw, generate_config: Generate):
+    config = _one_scale(generate_config, scales=(0.0,))
+    assert np.abs(_pixels(draw(config, "training_free")) - _pixels(draw(config, "base"))).max() <= 1
+
+
+def test_an_interrupted_run_goes_on_where_it_was(draw, generate_config: Generate, monkeypatch: pytest.MonkeyPatch):
+    config = _one_scale(generate_config, batch=1, maps=0)
+    whole = draw(config, name="whole")
+    calls = []
+    original = Painter._draw_batch
+
+    def fails_at_the_third(self, tasks, **kwargs):
+        calls.append(tasks[0]["task_id"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, tasks, **kwargs)
+
+    monkeypatch.setattr(Painter, "_draw_batch", fails_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        draw(config, name="resumed")
+    resumed = draw(config, name="resumed")
+    assert calls == ["000-00", "000-01", "001-00", "001-00", "001-01"]
+    assert file_hash(resumed) == file_hash(whole)
+
+
+def test_an_image_says_what_it_was_made_from(draw, generate_config: Generate):
+    out = draw(_one_scale(generate_config))
+    with Image.open(out / "000-00.png") as image:
+        said = json.loads(image.info["mip"])
+    assert (said["task"], said["prompt"], said["method"], said["scale"]) == ("000-00", "a cat and a dog.", "mip", 1.0)
+    assert said["made_from"]["adapter"] and said["seed"] > 0
+
+
+def test_another_adapter_changes_nothing_for_methods_without_it(
+    draw, generate_config: Generate, adapter_files: dict[str, Path]
+):
+    config = _one_scale(generate_config)
+    one = draw(config, "ip_adapter_mean", name="one")
+    other = draw(config, "ip_adapter_mean", name="other", adapter=adapter_files["sdxl_plus"])
+    assert file_hash(one) == file_hash(other)
+
+
+def test_maps_are_shares_of_each_reference_at_latent_size(draw, generate_config: Generate):
+    out = draw(_one_scale(generate_config))
+    assert sorted(path.name for path in (out / "maps").iterdir()) == ["000-00.npz", "000-01.npz"]
+    with np.load(out / "maps" / "000-00.npz") as file:
+        relevance_NHW = file["relevance_NHW"]
+        assert file["names"].tolist() == ["cat", "dog"]
+    assert relevance_NHW.dtype == np.float32 and relevance_NHW.shape == (2, 8, 8)
+    np.testing.assert_allclose(relevance_NHW.sum(axis=0), 1, atol=1e-5)
+
+
+def test_methods_without_relevance_have_no_maps(draw, generate_config: Generate):
+    assert not (draw(_one_scale(generate_config), "ip_adapter_concat") / "maps").exists()
+
+
+def test_the_scale_is_chosen_on_validation_tasks_and_all_figures_are_kept(draw, generate_config: Generate):
+    choice = json.loads((draw(generate_config, "training_free") / "scale.json").read_text())
+    assert [one["scale"] for one in choice["candidates"]] == [0.5, 1.0]
+    assert choice["scale"] in (0.5, 1.0) and all(one["tasks"] == 2 for one in choice["candidates"])
+
+
+def test_the_least_confused_scale_wins_then_text_then_the_smaller():
+    worse = Candidate(0.2, confused=0.5, clip_t=0.9, tasks=4)
+    tied = [Candidate(scale, confused=0.4, clip_t=fit, tasks=4) for scale, fit in ((0.9, 0.7), (0.8, 0.7), (0.6, 0.6))]
+    assert choose([worse, *tied]).scale == 0.8
+
+
+def test_a_method_without_references_has_no_scale(draw, generate_config: Generate):
+    out = draw(generate_config, "base")
+    assert json.loads((out / "scale.json").read_text())["scale"] is None
+
+
+def test_several_scales_without_validation_tasks_are_refused(
+    generate_config: Generate, judge_config: Evaluate, models: Models
+):
+    painter = Painter(generate_config, name="mip", method=method_named("mip"), models=models, weights=None)
+    with pytest.raises(ConfigError, match="no validation tasks"):
+        generation._scale(
+            generate_config, painter=painter, judge=judge_config, index=Path(), validation=[], work=Path()
+        )
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ConfigError, match="got method 'best'; expected one of base"):
+        method_named("best")
+
+
+def test_missing_adapter_weights_are_refused_in_one_line(draw, generate_config: Generate, tmp_path: Path):
+    with pytest.raises(CheckpointError, match="run train first"):
+        draw(_one_scale(generate_config), adapter=tmp_path)
