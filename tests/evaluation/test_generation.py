@@ -16,7 +16,6 @@ from mip.evaluation.scales import Candidate, choose
 from mip.tables import file_hash, read_rows
 
 # diffusers' Euler scheduler makes a NumPy array of a tensor in a way that NumPy 2 warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from tests.evaluation.conftest import noise
 Run = Callable[..., dict]
 
 # pycocotools makes a NumPy array in a way that NumPy 2 warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def _write_images(folder: Path, tasks: Sequence[Row], *, seed: int) -> None:

@@ -14,7 +14,6 @@ from mip.model.references import ReferenceMaps
 from mip.model.request import Reference
 
 # diffusers' Euler scheduler with numpy 2.4.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from mip.model.checkpoint import export_official_bin, read_adapter
 from mip.model.encoding import encode_texts
 
 # diffusers' Euler scheduler with numpy 2.4.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")

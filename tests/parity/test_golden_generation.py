@@ -10,7 +10,6 @@ from mip.model.pipeline import MIPAdapterXLPipeline
 from mip.model.request import Reference
 
 # diffusers' Euler scheduler with numpy 2.4.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")

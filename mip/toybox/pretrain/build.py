@@ -1,0 +1,135 @@
+"""The toybox's networks from nothing, in order, with every number that decides them.
+
+Every step that is done is skipped, and the long one resumes, so the command can be stopped and started at will. Thread
+and process counts are fixed: the bytes of the result do not depend on the machine's load.
+"""
+
+import logging
+import multiprocessing
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from transformers import CLIPVisionModelWithProjection
+
+from mip.tables import file_hash, write_json
+from mip.toybox.pretrain import autoencoder, denoiser, plain_adapter, vision
+from mip.toybox.pretrain.portraits import Portraits, portraits
+from mip.toybox.pretrain.scenery import Scenery, scenery
+from mip.toybox.pretrain.workers import Workers, run
+
+log = logging.getLogger(__name__)
+
+# Every number that decides the weights.
+SCENES = {"seed": 1, "count": 40_000}
+HELD_OUT = {"seed": 2, "count": 500, "split": "benchmark"}
+PORTRAITS = {"seed": 3, "count": 12_000}
+AUTOENCODER = {"seed": 11, "steps": 1600, "batch": 24}
+BASE = {"seed": 21, "steps": 2000, "batch": 48, "lr": 2e-3}
+VISION = {
+    "image_encoder": {"seed": 31, "steps": 450, "batch": 96},
+    "open_clip": {"seed": 32, "steps": 600, "batch": 96},
+    "dino": {"seed": 33, "steps": 300, "batch": 96},
+    "appearance": {"seed": 34, "steps": 400, "batch": 96},
+    "detector": {"seed": 35, "steps": 500, "batch": 32},
+}
+ADAPTERS = {
+    "sdxl": {"seed": 41, "steps": 500, "batch": 48, "lr": 2e-3},
+    "sdxl_plus": {"seed": 42, "steps": 250, "batch": 48, "lr": 2e-3},
+}
+FILES = {"sdxl": "ip-adapter_toybox.safetensors", "sdxl_plus": "ip-adapter-plus_toybox.safetensors"}
+PROCESSES = 2
+
+
+def _scenes(work: Path) -> Scenery:
+    return scenery(work / "scenes", **SCENES)  # pyright: ignore[reportArgumentType]
+
+
+def _portraits(work: Path) -> Portraits:
+    return portraits(work / "scenes", **PORTRAITS)  # pyright: ignore[reportArgumentType]
+
+
+def _autoencoder(work: Path) -> None:
+    torch.set_num_threads(PROCESSES)
+    held_out = scenery(work / "scenes", **HELD_OUT)  # pyright: ignore[reportArgumentType]
+    autoencoder.train(_scenes(work), held_out, work / "vae", **AUTOENCODER)  # pyright: ignore[reportArgumentType]
+
+
+def _vae(work: Path) -> AutoencoderKL:
+    return AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float32).eval()
+
+
+def _base(workers: Workers, work: Path) -> None:
+    vae = _vae(work)
+    trained = denoiser.train(_scenes(work), vae, work, workers=workers, **BASE)  # pyright: ignore[reportArgumentType]
+    if workers.rank == 0:
+        denoiser.save(trained, vae, work / "pipeline", {"base": BASE, "autoencoder": AUTOENCODER, "scenes": SCENES})
+
+
+def _vision(name: str, work: Path) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    settings, out = VISION[name], work / name
+    if name == "open_clip":
+        vision.clip(_portraits(work), _scenes(work), out, **settings)
+    elif name == "image_encoder":
+        vision.image_encoder(_portraits(work), out, **settings)
+    elif name == "detector":
+        vision.detector(_scenes(work), out, **settings)
+    else:
+        vision.eye(name, _portraits(work), out, **settings)
+
+
+def _adapter(workers: Workers, work: Path, variant: str) -> None:
+    pipe = StableDiffusionXLPipeline.from_pretrained(work / "pipeline", torch_dtype=torch.float32)
+    encoder = CLIPVisionModelWithProjection.from_pretrained(work / "image_encoder", dtype=torch.float32).eval()
+    latent_NCHW = np.load(work / "latents.npy", mmap_mode="r")
+    out = work / "ip_adapter" / FILES[variant]
+    plain_adapter.train(
+        pipe, encoder, _scenes(work), latent_NCHW, out, variant=variant, workers=workers, **ADAPTERS[variant]
+    )  # pyright: ignore[reportArgumentType]
+
+
+def _in_a_process(function: partial[None]) -> None:
+    """Fork-free: a network starts from a clean interpreter, whatever ran before."""
+    process = multiprocessing.get_context("spawn").Process(target=function)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{function.func.__name__}{function.args} ended with exit code {process.exitcode}")
+
+
+def build(out: Path, work: Path) -> None:
+    """Train what is missing in `work`, then put everything into `out` with a list of hashes."""
+    work.mkdir(parents=True, exist_ok=True)
+    _scenes(work)
+    _portraits(work)
+    scenery(work / "scenes", **HELD_OUT)  # pyright: ignore[reportArgumentType]
+    if not (work / "vae" / "config.json").exists():
+        _in_a_process(partial(_autoencoder, work))
+    if not (work / "pipeline" / "training.json").exists():
+        run(partial(_base, work=work), count=PROCESSES, rendezvous=work / "rendezvous")
+    for name in VISION:
+        if not (work / name).exists():
+            _in_a_process(partial(_vision, name, work))
+    for variant, file in FILES.items():
+        if not (work / "ip_adapter" / file).exists():
+            run(partial(_adapter, work=work, variant=variant), count=PROCESSES, rendezvous=work / "rendezvous")
+    for name in ("pipeline", "ip_adapter", *VISION):
+        shutil.rmtree(out / name, ignore_errors=True)
+        shutil.copytree(work / name, out / name)
+    hashes = {name: file_hash(out / name) for name in ("pipeline", "ip_adapter", *VISION)}
+    settings = {
+        "scenes": SCENES,
+        "portraits": PORTRAITS,
+        "autoencoder": AUTOENCODER,
+        "base": BASE,
+        "vision": VISION,
+        "adapters": ADAPTERS,
+    }
+    write_json(out / "made.json", {"sha256": hashes, "settings": settings, "torch": torch.__version__})
+    log.info("the base is in %s, %.1f MB", out, sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) / 1e6)
+
