@@ -184,7 +184,7 @@ def render(scene: Scene, *, width: int, height: int) -> Rendering:
         _draw(canvas, owner, detail, thing, side, number)
     image = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
     return Rendering(
-        image=np.ascontiguousarray(image),
+        image=np.ascontiguousarray(image, np.uint8),
         masks=tuple(_shrink(owner == n, width, height) for n in range(1, len(scene.things) + 1)),
         parts=tuple(_shrink((owner == n) & (detail == n), width, height) for n in range(1, len(scene.things) + 1)),
     )
@@ -202,7 +202,7 @@ def _background(scene: Scene, width: int, height: int) -> Image:
     canvas = np.empty((height, width, 3), np.uint8)
 
     def blend(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> None:
-        canvas[:] = (np.float32(top) * (1 - y) + np.float32(bottom) * y).astype(np.uint8)
+        canvas[:] = (np.array(top, np.float32) * (1 - y) + np.array(bottom, np.float32) * y).astype(np.uint8)
 
     def at(fraction: float) -> int:
         return int(fraction * side)
@@ -216,7 +216,7 @@ def _background(scene: Scene, width: int, height: int) -> Image:
         blend((158, 205, 236), (112, 170, 214))
         for y0 in np.arange(0.1, 1.0, 0.2) + rng.uniform(-0.03, 0.03):
             points = [(x, int(y0 * height + at(0.015) * np.sin(9 * x / side + 20 * y0))) for x in range(0, width, 8)]
-            cv2.polylines(canvas, [np.int32(points)], False, (190, 224, 244), at(0.02))
+            cv2.polylines(canvas, [np.array(points, np.int32)], False, (190, 224, 244), at(0.02))
     elif scene.background == "sand":
         blend((240, 224, 178), (226, 204, 150))
         for x0, y0 in rng.uniform(0, 1, (22, 2)):
@@ -247,7 +247,7 @@ def _circle(x: float, y: float, rx: float, ry: float | None = None, n: int = 40)
 
 
 def _points(*corners: float) -> NDArray[np.float32]:
-    return np.float32(corners).reshape(-1, 2)
+    return np.array(corners, np.float32).reshape(-1, 2)
 
 
 def _star() -> NDArray[np.float32]:
@@ -320,8 +320,8 @@ def _draw(
 ) -> None:
     half, stretch = thing.half * side, thing.identity.stretch
     cos, sin = np.cos(thing.angle), np.sin(thing.angle)
-    rotation = np.float32([[cos * stretch * half, -sin * half], [sin * stretch * half, cos * half]])
-    centre = np.float32([thing.x * side, thing.y * side])
+    rotation = np.array([[cos * stretch * half, -sin * half], [sin * stretch * half, cos * half]], np.float32)
+    centre = np.array([thing.x * side, thing.y * side], np.float32)
     primary, secondary = COLOURS[thing.identity.primary], COLOURS[thing.identity.secondary]
     thickness = max(1, round(0.024 * side))
     reach = int(half * 1.35) + 2 * thickness
@@ -335,7 +335,7 @@ def _draw(
     u, v = (axis.reshape(view.shape[:2]).astype(np.float32) for axis in local)
     behind = view.copy()
     for role, polygon in _shape(thing.name):
-        corners = (polygon @ rotation.T + centre - np.float32([left, top])) * 2**_FIXED_POINT
+        corners = (polygon @ rotation.T + centre - np.array([left, top], np.float32)) * 2**_FIXED_POINT
         corners = [np.round(corners).astype(np.int32)]
         filled = np.zeros(view.shape[:2], np.uint8)
         cv2.fillPoly(filled, corners, 1, shift=_FIXED_POINT)

@@ -133,7 +133,8 @@ def _loose(mask: Mask) -> Mask:
 
 
 def _annotation(number: int, mask: Mask, iou: float, stability: float) -> dict[str, Any]:
-    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    counts = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+    assert isinstance(counts, bytes)
     ys, xs = np.nonzero(mask)
     height, width = mask.shape
     box = [
@@ -144,7 +145,7 @@ def _annotation(number: int, mask: Mask, iou: float, stability: float) -> dict[s
     ]  # SA-1B's width is xmax - xmin
     return {
         "id": number,
-        "segmentation": {"size": [height, width], "counts": rle["counts"].decode()},
+        "segmentation": {"size": [height, width], "counts": counts.decode()},
         "bbox": box,
         "area": int(mask.sum()),
         "predicted_iou": round(iou, 6),

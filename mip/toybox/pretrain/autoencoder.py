@@ -1,5 +1,8 @@
 """The autoencoder: 64 x 64 RGB to 16 x 16 x 8 latents."""
 
+# diffusers annotates its constructors and outputs more narrowly than it behaves, and exports lazily.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportCallIssue=false
+
 import logging
 import time
 from pathlib import Path

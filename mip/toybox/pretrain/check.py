@@ -3,6 +3,9 @@
 python -m mip.toybox.pretrain.check data/toybox/base
 """
 
+# diffusers annotates its constructors and outputs more narrowly than it behaves, and exports lazily.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportCallIssue=false
+
 import json
 import logging
 import sys

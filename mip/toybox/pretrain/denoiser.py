@@ -1,5 +1,8 @@
 """The text-to-image base: an SDXL-shaped UNet and its text encoders, trained together from scratch."""
 
+# diffusers annotates its constructors and outputs more narrowly than it behaves, and exports lazily.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportCallIssue=false
+
 import json
 import logging
 import os
@@ -146,13 +149,13 @@ def train(
                 kinds = torch.from_numpy(np.array(scenes.names_NK[rows])).long()
                 name_BNE = model.names()[kinds.clamp(min=0)]
                 predicted = model.unet(
-                    noise_schedule.add_noise(x, noise, t),  # pyright: ignore[reportArgumentType]
+                    noise_schedule.add_noise(x, noise, t),
                     t,
                     prompt_BTE,
                     added_cond_kwargs={"text_embeds": pooled_BD, "time_ids": time_ids(len(rows))},
                     cross_attention_kwargs={"name_BNE": name_BNE, "log_maps": log_maps},
                 ).sample.float()
-            target = noise_schedule.get_velocity(x, noise, t)  # pyright: ignore[reportArgumentType]
+            target = noise_schedule.get_velocity(x, noise, t)
             loss = F.mse_loss(predicted, target)
             level = torch.where(t <= 600, 1.0, 1 - 0.85 * (t - 600) / 400)
             own = owners(scenes, rows)
@@ -167,7 +170,8 @@ def train(
             optimizer.zero_grad()
         decay = min(EMA, (step + 1) / (step + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+            for kept, now in zip(average.parameters(), model.parameters(), strict=True):
+                kept.lerp_(now, 1 - decay)
         recent.append(loss.item())
         if step % 100 == 99 or step == steps - 1:
             with torch.no_grad():

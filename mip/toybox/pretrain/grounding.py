@@ -27,6 +27,7 @@ class GroundedProcessor(AttnProcessor2_0):
     ) -> Tensor:
         if encoder_hidden_states is not None and name_BNE is not None and log_maps is not None:
             q_BHQD = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            assert attn.to_k is not None
             k_BNH1D = attn.to_k(name_BNE).unflatten(-1, (attn.heads, -1))[:, :, :, None]
             log_maps.append(log_word_maps(q_BHQD, k_BNH1D, torch.ones_like(name_BNE[:, :, :1], dtype=torch.bool)))
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)

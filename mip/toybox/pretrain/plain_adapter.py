@@ -1,5 +1,8 @@
 """The plain IP-Adapter that MIP-Adapter starts from: one reference of one object; h94's file layout."""
 
+# diffusers annotates its constructors and outputs more narrowly than it behaves, and exports lazily.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportCallIssue=false
+
 import logging
 import time
 from pathlib import Path
@@ -87,7 +90,7 @@ def train(
 ) -> None:
     """Train projection and attention on scenes of one object; write h94's layout to `out`."""
     torch.manual_seed(seed)
-    kind = variant_named(variant)  # pyright: ignore[reportArgumentType]
+    kind = variant_named(variant)
     unet = pipe.unet.float().requires_grad_(False)
     head = projection(kind, encoder, unet.config["cross_attention_dim"])
     adapter = MIPAdapter.fresh(unet, projection=head, variant=kind, has_gate=False)
@@ -134,13 +137,13 @@ def train(
                 is_gated=False,
             )
             predicted = unet(
-                noise_schedule.add_noise(x, noise, t),  # pyright: ignore[reportArgumentType]
+                noise_schedule.add_noise(x, noise, t),
                 t,
                 prompt_BTE,
                 added_cond_kwargs={"text_embeds": pooled_BD, "time_ids": time_ids(len(rows))},
                 cross_attention_kwargs={"references": references},
             ).sample.float()
-            loss = F.mse_loss(predicted, noise_schedule.get_velocity(x, noise, t))  # pyright: ignore[reportArgumentType]
+            loss = F.mse_loss(predicted, noise_schedule.get_velocity(x, noise, t))
         loss.backward()
         workers.average_gradients(trained)
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)

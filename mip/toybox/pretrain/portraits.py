@@ -60,10 +60,10 @@ def portraits(folder: Path, *, seed: int, count: int, split: Split = "train", wo
         with ProcessPoolExecutor(workers) as pool:
             parts = list(pool.map(_part, [seed] * len(numbers), numbers, [split] * len(numbers)))
         partial = file.with_suffix(".partial.npz")
-        np.savez(
-            partial,
-            **{a: np.concatenate([getattr(p, a) for p in parts]) for a in ("image_NHWC", "mask_NHW", "traits_NK")},
+        image, mask, traits = (
+            np.concatenate([getattr(p, a) for p in parts]) for a in ("image_NHWC", "mask_NHW", "traits_NK")
         )
+        np.savez(partial, image_NHWC=image, mask_NHW=mask, traits_NK=traits)
         os.replace(partial, file)
     return Portraits(**np.load(file))
 
@@ -80,7 +80,7 @@ def cut_outs(source: Portraits, rows: NDArray[np.int64], rng: np.random.Generato
         if rng.random() < 0.5:
             picture = picture[:, ::-1]
         centre = SIZE / 2
-        shift = np.float32([[zoom, 0, centre * (1 - zoom) + dx], [0, zoom, centre * (1 - zoom) + dy]])
+        shift = np.array([[zoom, 0, centre * (1 - zoom) + dx], [0, zoom, centre * (1 - zoom) + dy]], np.float32)
         picture = cv2.warpAffine(
             np.ascontiguousarray(picture), shift, (SIZE, SIZE), borderMode=cv2.BORDER_CONSTANT, borderValue=edge
         )

@@ -39,7 +39,7 @@ def tokenizer() -> CLIPTokenizer:
     )
     merges = _merges(model)
     tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *(token for _, token in merged), START, END]
-    result = CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=LENGTH)
+    result = CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=LENGTH)  # pyright: ignore[reportArgumentType]
     for word in WORDS:
         assert len(result(word).input_ids) == 3, f"{word!r} is not one token"
     return result

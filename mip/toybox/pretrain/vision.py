@@ -7,6 +7,9 @@ appearance      the judge's eye           ViT, contrastive with the identity alo
 detector        the judge's finder        Segformer, which class is at each pixel
 """
 
+# diffusers annotates its constructors and outputs more narrowly than it behaves, and exports lazily.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportCallIssue=false
+
 import json
 import logging
 import time
@@ -115,7 +118,7 @@ def image_encoder(source: Portraits, out: Path, *, seed: int, steps: int, batch:
         rows = rng.choice(len(source), batch, replace=False)
         known = torch.from_numpy(source.traits_NK[rows]).long()
         seen = tower(_tensor(cut_outs(source, rows, rng, size=CONDITION_SIZE))).image_embeds
-        return _contrast(seen, traits(known), both.scale, traits.same(known))  # pyright: ignore[reportArgumentType]
+        return _contrast(seen, traits(known), both.scale, traits.same(known))
 
     _fit("image_encoder", both, loss, seed=seed, steps=steps, lr=1.5e-3)
     tower.half().save_pretrained(out)
@@ -155,9 +158,9 @@ def eye(kind: str, source: Portraits, out: Path, *, seed: int, steps: int, batch
         known = torch.from_numpy(source.traits_NK[rows]).long()
         if kind == "dino":  # no label is used: another crop of the same picture is the only positive
             same = torch.eye(batch, dtype=torch.bool)
-            return _contrast(head(look(rows, rng)), head(look(rows, rng)), parts.scale, same)  # pyright: ignore[reportArgumentType]
+            return _contrast(head(look(rows, rng)), head(look(rows, rng)), parts.scale, same)
         # The class token itself is compared, as the judge will compare it.
-        return _contrast(look(rows, rng), head(traits(known)), parts.scale, traits.same(known))  # pyright: ignore[reportArgumentType]
+        return _contrast(look(rows, rng), head(traits(known)), parts.scale, traits.same(known))
 
     _fit(kind, parts, loss, seed=seed, steps=steps, lr=1.5e-3)
     vit.half().save_pretrained(out)
@@ -222,7 +225,7 @@ def clip(source: Portraits, scenes: Scenery, out: Path, *, seed: int, steps: int
         x = torch.cat(
             [
                 _tensor(cut_outs(source, alone, rng, size=CLIP_SIZE)),
-                _tensor(np.float32(scenes.image_NHWC[together]) / 255),
+                _tensor(scenes.image_NHWC[together].astype(np.float32) / 255),
             ]
         )
         ids = words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -252,7 +255,7 @@ def describe(traits_K: NDArray[np.int8], rng: np.random.Generator) -> str:
 
 def retrieval(model_out: Path, held_out: Portraits) -> float:
     """Share of cut-outs of held-out identities whose class the open_clip model in the folder ranks first."""
-    model, _ = open_clip.create_model_from_pretrained(f"local-dir:{model_out}", None)
+    model = open_clip.create_model(f"local-dir:{model_out}", load_weights=True)
     words = open_clip.get_tokenizer(f"local-dir:{model_out}")
     rng = np.random.default_rng(0)
     with torch.no_grad():

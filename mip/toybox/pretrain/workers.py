@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def run(function: Callable[[Workers], None], *, count: int, rendezvous: Path) ->
         function(Workers(0, 1))
         return
     rendezvous.unlink(missing_ok=True)
-    mp.spawn(_start, args=(function, count, rendezvous), nprocs=count)
+    spawn(_start, args=(function, count, rendezvous), nprocs=count)
 
 
 def _start(rank: int, function: Callable[[Workers], None], count: int, rendezvous: Path) -> None:
