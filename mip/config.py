@@ -210,7 +210,7 @@ class Evaluate(Section):
 
 
 class Report(Section):
-    tasks: PositiveInt  # rows of the picture grid: the first ones of the benchmark
+    tasks: PositiveInt  # rows of the picture grid: the first prompt of each of the first combinations
     worst: PositiveInt  # cases shown by confusion
 
 

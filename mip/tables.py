@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from mip.errors import DataError, SchemaError
 
@@ -299,7 +300,5 @@ def file_hash(path: Path) -> str:
 
 def fingerprint(**parts: object) -> str:
     """Hash of what a result depends on: parameters (JSON-able or pydantic), hashes of inputs, versions."""
-    plain = {
-        key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value for key, value in parts.items()
-    }  # pyright: ignore[reportAttributeAccessIssue]
+    plain = {k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in parts.items()}
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:32]

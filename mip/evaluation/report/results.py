@@ -25,8 +25,8 @@ ARROWS = {findings.UP: "↑", findings.DOWN: "↓", None: ""}
 
 
 def grid(inputs: Inputs, *, count: int) -> Block:
-    """The first tasks of the benchmark by every method, as a table of pictures and as figures/grid.png."""
-    tasks = inputs.tasks[:count]
+    """The first prompt of each of the first combinations by every method: a table of pictures, and figures/grid.png."""
+    tasks = sorted(inputs.tasks, key=lambda task: (task["prompt_number"], task["combination"]))[:count]
     if not tasks:
         raise DataError(
             f"{inputs.paths.index / 'tasks.parquet'} has no task; check ingest.benchmark and ingest.combinations"
@@ -43,7 +43,10 @@ def grid(inputs: Inputs, *, count: int) -> Block:
     headers = list(map(findings.long_name, inputs.methods))
     file = inputs.sheet("grid", sheet, headers=headers)
     sources = [inputs.source("Pictures", "ingest", inputs.paths.index / "tasks.parquet"), *_image_sources(inputs)]
-    note = "Not chosen: the first ones. A row has one seed for all methods; of each reference the first image is shown."
+    note = (
+        "Not chosen: the first prompt of each combination, in the benchmark's order. A row has one seed for all "
+        "methods; of each reference the first image is shown."
+    )
     return {"rows": rows, "headers": headers, "sources": sources, "note": note, "file": file}
 
 

@@ -40,7 +40,7 @@ VISION = {
     "detector": {"seed": 35, "steps": 1500, "batch": 16},
 }
 ADAPTERS = {
-    "sdxl": {"seed": 41, "steps": 500, "batch": 48, "lr": 2e-3},
+    "sdxl": {"seed": 41, "steps": 700, "batch": 48, "lr": 2e-3},
     "sdxl_plus": {"seed": 42, "steps": 250, "batch": 48, "lr": 2e-3},
 }
 FILES = {"sdxl": "ip-adapter_toybox.safetensors", "sdxl_plus": "ip-adapter-plus_toybox.safetensors"}
