@@ -1,6 +1,6 @@
 """How good the base is, on scenes and identities that no network has seen: the figures of its model card.
 
-python -m mip.toybox.pretrain.check data/toybox/base
+`python -m mip.toybox.pretrain.check` writes docs/toybox-base/quality.json and samples.png.
 """
 
 # diffusers annotates its constructors and outputs more narrowly than it behaves, and exports lazily.
@@ -8,7 +8,6 @@ python -m mip.toybox.pretrain.check data/toybox/base
 
 import json
 import logging
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +107,8 @@ def draws(
     return {"both_present": both, "each_present": each, "prompts": count}, sheet
 
 
-def check(base: Path, work: Path, *, prompts: int) -> dict[str, object]:
-    """All figures; also writes samples.png beside the base's pipeline."""
+def check(base: Path, work: Path, out: Path, *, prompts: int) -> dict[str, object]:
+    """All figures; also writes samples.png."""
     pipe = StableDiffusionXLPipeline.from_pretrained(base / "pipeline", torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     held_out = scenery(work / "scenes", seed=2, count=500, split="benchmark")
@@ -120,13 +119,13 @@ def check(base: Path, work: Path, *, prompts: int) -> dict[str, object]:
         figures["open_clip_class_top1"] = retrieval(
             base / "open_clip", portraits(work / "scenes", seed=4, count=1000, split="benchmark")
         )
-    sheet.save(base / "samples.png")
+    sheet.save(out / "samples.png")
     return figures
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    place = Path(sys.argv[1])
-    result = check(place, Path(".work/toybox-base"), prompts=200)
+    place = Path("docs/toybox-base")
+    result = check(Path("data/toybox/base"), Path(".work/toybox-base"), place, prompts=200)
     write_json(place / "quality.json", result)
     print(json.dumps(result, indent=1))
