@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mip.toybox.pretrain import text
 from mip.toybox.pretrain.autoencoder import pixels
@@ -78,15 +78,21 @@ class Base(nn.Module):
         self.text_encoder, self.text_encoder_2 = text.encoders(self.words)
 
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Penultimate states of both encoders side by side (B, T, E) and the pooled embedding (B, D), as in SDXL."""
-        ids = self.words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        first = self.text_encoder(ids, output_hidden_states=True)
-        second = self.text_encoder_2(ids, output_hidden_states=True)
-        return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
+        """As `encode` below, by the encoders that are being trained."""
+        return encode(captions, self.words, self.text_encoder, self.text_encoder_2)
 
     def names(self) -> Tensor:
         """Embedding of each class's single token, encoded alone: (classes, E)."""
         return self.encode(list(CLASSES))[0][:, 1]
+
+
+def encode(
+    captions: list[str], words: CLIPTokenizer, first: CLIPTextModel, second: CLIPTextModelWithProjection
+) -> tuple[Tensor, Tensor]:
+    """Penultimate states of both encoders side by side (B, T, E) and the pooled embedding (B, D), as in SDXL."""
+    ids = words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    one, two = (encoder(ids, output_hidden_states=True) for encoder in (first, second))
+    return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two.text_embeds
 
 
 def latents(vae: AutoencoderKL, scenes: Scenery, file: Path) -> np.ndarray:

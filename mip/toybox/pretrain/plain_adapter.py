@@ -21,7 +21,7 @@ from mip.model.adapter import MIPAdapter
 from mip.model.projection import ImageProjection, Resampler, Variant, variant_named
 from mip.model.references import References
 from mip.tables import atomic
-from mip.toybox.pretrain.denoiser import Base, time_ids
+from mip.toybox.pretrain.denoiser import encode, time_ids
 from mip.toybox.pretrain.optimizer import optimizers, scheduled
 from mip.toybox.pretrain.portraits import SIZE as PORTRAIT_SIZE
 from mip.toybox.pretrain.portraits import Portraits, cut_outs
@@ -32,7 +32,6 @@ from mip.toybox.pretrain.workers import Workers
 log = logging.getLogger(__name__)
 
 DROP = 0.1  # share of references dropped, for guidance
-TOKENS = {"sdxl": 4, "sdxl_plus": 16}
 
 
 def projection(variant: Variant, encoder: CLIPVisionModelWithProjection, context_width: int) -> nn.Module:
@@ -54,24 +53,19 @@ def references_of(scenes: Scenery, rows: np.ndarray, rng: np.random.Generator) -
     """Each scene's first object on white, cut to its box and enlarged, as references are: (n, C, C, 3) in [0, 1]."""
     image, mask = scenes.image_NHWC[rows], (scenes.owner_NHW[rows] == 1).astype(np.uint8)
     tight = np.full((len(rows), PORTRAIT_SIZE, PORTRAIT_SIZE, 3), 255, np.uint8)
-    inside = np.zeros((len(rows), PORTRAIT_SIZE, PORTRAIT_SIZE), np.uint8)
     for n in range(len(rows)):
         ys, xs = np.nonzero(mask[n])
         height, width = ys.max() - ys.min() + 1, xs.max() - xs.min() + 1
         side = max(height, width)
-        square, shown = np.full((side, side, 3), 255, np.uint8), np.zeros((side, side), np.uint8)
+        square = np.full((side, side, 3), 255, np.uint8)
         top, left = (side - height) // 2, (side - width) // 2
         cut = (slice(ys.min(), ys.max() + 1), slice(xs.min(), xs.max() + 1))
         where = (slice(top, top + height), slice(left, left + width))
         square[where] = np.where(mask[n][cut][..., None] == 1, image[n][cut], 255)
-        shown[where] = mask[n][cut]
-        tight[n], inside[n] = _enlarge(square), _enlarge(shown)
-    portraits = Portraits(tight, np.ones_like(inside), np.zeros((len(rows), 4), np.int8))
+        tight[n] = cv2.resize(square, (PORTRAIT_SIZE, PORTRAIT_SIZE), interpolation=cv2.INTER_LINEAR)
+    # Already on white: the whole picture counts as the object, and no trait of it is asked for.
+    portraits = Portraits(tight, np.ones(tight.shape[:3], np.uint8), np.zeros((len(rows), 4), np.int8))
     return cut_outs(portraits, np.arange(len(rows)), rng, size=CONDITION_SIZE)
-
-
-def _enlarge(picture: np.ndarray) -> np.ndarray:
-    return cv2.resize(picture, (PORTRAIT_SIZE, PORTRAIT_SIZE), interpolation=cv2.INTER_LINEAR)
 
 
 def train(
@@ -96,13 +90,7 @@ def train(
     adapter = MIPAdapter.fresh(unet, projection=head, variant=kind, has_gate=False)
     adapter.projection.requires_grad_(True)
     trained = nn.ModuleList([adapter.projection, *adapter.processors.values()]).requires_grad_(True)
-    base = Base.__new__(Base)
-    nn.Module.__init__(base)
-    base.words, base.text_encoder, base.text_encoder_2 = (
-        pipe.tokenizer,
-        pipe.text_encoder.float(),
-        pipe.text_encoder_2.float(),
-    )
+    text_encoders = (pipe.text_encoder.float(), pipe.text_encoder_2.float())
     noise_schedule = DDPMScheduler.from_config(pipe.scheduler.config)
     chosen = optimizers(trained, lr=lr)
     base_lr = [group["lr"] for optimizer in chosen for group in optimizer.param_groups]
@@ -124,7 +112,7 @@ def train(
             dropped = torch.from_numpy(own.random(len(rows)) < DROP)
             features = torch.where(dropped.view(-1, *[1] * (features.ndim - 1)), absent, features)
             captions = ["" if own.random() < DROP else scenes.captions[row] for row in rows]
-            prompt_BTE, pooled_BD = base.encode(captions)
+            prompt_BTE, pooled_BD = encode(captions, pipe.tokenizer, *text_encoders)
         with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
             tokens = adapter.image_tokens(features)[:, None]
             references = References(

@@ -1,7 +1,6 @@
 """The toybox's tokenizer and its two text encoders: stock CLIP, with a vocabulary of a few hundred entries."""
 
 import json
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -30,7 +29,6 @@ def tokenizer() -> CLIPTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=10_000, end_of_word_suffix="</w>", special_tokens=[START, END], show_progress=False, min_frequency=1
     )
-    # Rare first letters of a merge cannot be lost: every word is seen equally often.
     model.train_from_iterator(WORDS, trainer)
     found = model.get_vocab()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -74,8 +72,3 @@ def encoders(words: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProj
             elif "position_embedding" in name:
                 torch.nn.init.normal_(parameter, std=0.05)
     return first, second
-
-
-def save_tokenizer(words: CLIPTokenizer, folder: Path) -> None:
-    """Write the files that stock loaders read."""
-    words.save_pretrained(folder)

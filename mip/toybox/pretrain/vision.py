@@ -239,7 +239,7 @@ def clip(source: Portraits, scenes: Scenery, out: Path, *, seed: int, steps: int
         json.dumps({"model_cfg": model_config, "preprocess_cfg": preprocess}, indent=1) + "\n"
     )
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, out / "open_clip_model.safetensors")
-    text.save_tokenizer(words, out)
+    words.save_pretrained(out)
 
 
 def describe(traits_K: NDArray[np.int8], rng: np.random.Generator) -> str:
