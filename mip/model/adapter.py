@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from mip.errors import ConfigError
 from mip.model.attention import MIPAttnProcessor, PlainAttnProcessor
 from mip.model.checkpoint import AdapterCheckpoint, read_adapter
+from mip.model.official import OfficialAttnProcessor, OfficialSelfAttnProcessor
 from mip.model.projection import Variant, check_tensors, load_projection
+
+Arithmetic = Literal["fast", "official"]
 
 
 class MIPAdapter(nn.Module):
@@ -105,12 +108,15 @@ class MIPAdapter(nn.Module):
                 nn.init.zeros_(linear.weight)
                 processor.text_to_weight = linear
 
-    def install(self, unet: UNet2DConditionModel, *, dtype: torch.dtype | None = None) -> "MIPAdapter":
+    def install(
+        self, unet: UNet2DConditionModel, *, dtype: torch.dtype | None = None, arithmetic: Arithmetic = "fast"
+    ) -> "MIPAdapter":
         """Put the processors into the UNet, on its device; self-attention gets one that ignores the references.
 
         Args:
             unet: of the layout the adapter was built for.
             dtype: cast the processors (not the projection); None keeps theirs, as for training in float32.
+            arithmetic: "official" computes in the public code's order of operations, for comparison to the last bit.
 
         Raises:
             ConfigError: already installed, the UNet has another adapter, or its layers do not fit.
@@ -121,9 +127,12 @@ class MIPAdapter(nn.Module):
         names = {index: name for index, (name, _) in _cross_attentions(unet).items()}
         if names != {index: processor.name for index, processor in self.processors.items()}:
             raise ConfigError("got a UNet with other cross-attention layers than the adapter; build the adapter for it")
-        own = {processor.name: processor for processor in self.processors.values()}
         self.layers.to(device=unet.device, dtype=dtype)
-        unet.set_attn_processor({name: own.get(name) or PlainAttnProcessor() for name in present})  # pyright: ignore[reportArgumentType]
+        own, plain = {processor.name: processor for processor in self.processors.values()}, PlainAttnProcessor
+        if arithmetic == "official":
+            own = {name: OfficialAttnProcessor(processor) for name, processor in own.items()}
+            plain = OfficialSelfAttnProcessor
+        unet.set_attn_processor({name: own.get(name) or plain() for name in present})  # pyright: ignore[reportArgumentType]
         # A list, so that nn.Module does not take the UNet for a part of the adapter.
         self._unet, self._replaced = [unet], present
         return self
