@@ -1,4 +1,5 @@
 # make repro        run the pipeline of the active profile (PROFILE=smoke runs another one) and print the report's path
+# make experiment   test the paper's claim on many more tasks, with controls (about an hour); prints the summary's path
 # make test         lint, types and tests in reduced sizes
 # make test-all     the same with the slow ones
 # make toybox-base  train the embedded world's networks again
@@ -12,10 +13,13 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: repro test test-all lint toybox-base clean
+.PHONY: repro experiment test test-all lint toybox-base clean
 
 repro: $(INSTALLED)
 	@$(BIN)/python -m flows.repro $(PROFILE)
+
+experiment: $(INSTALLED)
+	@$(BIN)/python -m flows.experiment
 
 test: lint
 	$(PYTEST) -m "not gpu and not slow"

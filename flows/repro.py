@@ -47,13 +47,18 @@ def run(paths: Paths) -> int:
         code = 0
     else:
         with server(ROOT / ".prefect") as url:
-            environment = {**os.environ, "PREFECT_API_URL": url, "PATH": _path()}
-            code = subprocess.run([*_DVC, "repro"], env=environment, check=False).returncode
+            code = dvc_repro(url=url)
     if code == 0:
         print(_times(paths.timings, since=began, total=time.time() - began))
         print(_changes(before))
         print(f"report: {(paths.reports / 'report.html').resolve()}")
     return code
+
+
+def dvc_repro(*targets: str, url: str) -> int:
+    """`dvc repro` of these targets with the Prefect server at `url`; its exit code."""
+    environment = {**os.environ, "PREFECT_API_URL": url, "PATH": _path()}
+    return subprocess.run([*_DVC, "repro", *targets], env=environment, check=False).returncode
 
 
 @contextlib.contextmanager

@@ -19,24 +19,34 @@ from mip.tables import write_json
 PARAMETERS = Path("params.yaml")
 
 
-def never(_: Profile) -> bool:
+def never(_: Any) -> bool:
     """The stage's tasks run no network."""
     return False
 
 
-def always(_: Profile) -> bool:
+def always(_: Any) -> bool:
     """The stage's tasks run networks, whatever the profile."""
     return True
 
 
-def run_stage(stage: Flow[..., int], *options: str, runs_torch: Callable[[Profile], bool] = never) -> None:
-    """Run a flow(profile name, profile, *options) -> rows, as DVC's command.
+def active_profile() -> tuple[str, Profile]:
+    """The active profile of params.yaml, with its name."""
+    return load_profile(PARAMETERS)
 
-    Writes data/<profile>/timings/<stage>.json. A MipError ends the process with one line on stderr and exit code 2.
+
+def run_stage(
+    stage: Flow[..., int],
+    *options: str,
+    runs_torch: Callable[[Any], bool] = never,
+    load: Callable[[], tuple[str, Any]] = active_profile,
+) -> None:
+    """Run a flow(name, profile, *options) -> rows, as DVC's command; `load` gives the first two.
+
+    Writes data/<name>/timings/<stage>.json. A MipError ends the process with one line on stderr and exit code 2.
     """
     _show_log()
     try:
-        name, profile = load_profile(PARAMETERS)
+        name, profile = load()
         runner = task_runner(profile.engine, runs_torch=runs_torch(profile))
         rows = stage.with_options(task_runner=runner)(name, profile, *options)
     except MipError as error:

@@ -6,7 +6,7 @@ Values live in params.yaml and nowhere else. What differs between profiles are v
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -23,6 +23,7 @@ from ruamel.yaml.error import YAMLError
 
 from mip.errors import ConfigError
 
+Checked = TypeVar("Checked", bound="Section")
 Share = Annotated[float, Field(ge=0, le=1)]
 STAGES = ("ingest", "extract", "construct", "score", "manifest", "features", "train", "generate", "evaluate", "report")
 METHODS = ("base", "ip_adapter_concat", "ip_adapter_mean", "training_free", "mip")
@@ -129,6 +130,7 @@ class Score(Section):
 class Manifest(Section):
     threshold: float | None  # on the score; null keeps all
     top_k: PositiveInt | None  # the best ones; null keeps all
+    order: Literal["score", "random"]  # who comes first: the best, or anyone (the control of an experiment)
     max_per_class_pair: PositiveInt | None
     duplicate_distance: NonNegativeInt  # bits between perceptual hashes, of 64; at most this far apart is a duplicate
     leak_distance: NonNegativeInt  # likewise, to a reference image of the benchmark
@@ -262,6 +264,16 @@ def load_profile(file: Path, name: str | None = None) -> tuple[str, Profile]:
     Raises ConfigError, in one line, for a missing file, bad YAML, an unknown profile or an unknown, missing or wrong
     parameter.
     """
+    content = read_yaml(file)
+    known = [key for key in content if key != "profile"]
+    active = name if name is not None else content.get("profile")
+    if active not in known:
+        raise ConfigError(f"{file}: got profile {active!r}; expected one of {', '.join(map(str, known))}")
+    return str(active), checked(Profile, content[active], file=file, place=str(active))
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises ConfigError."""
     try:
         content = YAML(typ="safe").load(file.read_text())
     except FileNotFoundError:
@@ -269,17 +281,16 @@ def load_profile(file: Path, name: str | None = None) -> tuple[str, Profile]:
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ConfigError(
-            f"{file} holds {type(content).__name__}; expected a mapping with `profile` and one block a profile"
-        )
-    known = [key for key in content if key != "profile"]
-    active = name if name is not None else content.get("profile")
-    if active not in known:
-        raise ConfigError(f"{file}: got profile {active!r}; expected one of {', '.join(map(str, known))}")
+        raise ConfigError(f"{file} holds {type(content).__name__}; expected a mapping of parameters")
+    return content
+
+
+def checked(kind: type[Checked], content: Any, *, file: Path, place: str) -> Checked:
+    """A section from what the file holds at `place`. Raises ConfigError that names every wrong parameter."""
     try:
-        return str(active), Profile.model_validate(content[active])
+        return kind.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, (active, *e['loc'])))}: {_said(dict(e))}" for e in error.errors())
+        problems = "; ".join(f"{'.'.join(map(str, (place, *e['loc'])))}: {_said(dict(e))}" for e in error.errors())
         raise ConfigError(f"{file}: {problems}") from None
 
 

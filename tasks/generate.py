@@ -25,3 +25,30 @@ def generate_images(
     return generation.generate(
         config, method=method, models=models, judge=judge, index=index, adapter=adapter, out=out, work=work
     )
+
+
+@task(cache_policy=NO_CACHE, task_run_name="layouts-{method}")
+def generate_on_layouts(
+    config: Generate,
+    *,
+    method: str,
+    models: Models,
+    layouts: Path,
+    level: int,
+    scale: float | None,
+    adapter: Path,
+    out: Path,
+    work: Path,
+) -> Path:
+    """Draw tasks whose layout is given, at a scale chosen before."""
+    return generation.generate_on_layouts(
+        config,
+        method=method,
+        models=models,
+        layouts=layouts,
+        level=level,
+        scale=scale,
+        adapter=adapter,
+        out=out,
+        work=work,
+    )

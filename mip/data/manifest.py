@@ -34,7 +34,7 @@ def build(config: Manifest, *, index: Path, masks: Path, samples: Path, scores: 
         "scores": fingerprint(parts=[file_hash(parts.part_path(scores, shard)) for shard in shards]),
         "benchmark": file_hash(index / "tasks.parquet"),
     }
-    ranked = rank(samples, scores, shards=shards)
+    ranked = rank(config, samples, scores, shards=shards)
     reasons: dict[Reason, list[int]] = defaultdict(list)
     accepted: dict[str, Accepted] = {}
     with parts.TableWriter(out / parts.REJECTED, "rejected", made_from=made_from) as dropped:

@@ -1,4 +1,4 @@
-"""Which samples are taken: ranked by score, ties by id, and examined from the best down."""
+"""Which samples are taken: ranked by score, ties by id (or at random), and examined from the best down."""
 
 import hashlib
 from collections import Counter
@@ -59,8 +59,8 @@ class Accepted:
     split: str
 
 
-def rank(samples: Path, scores: Path, *, shards: Sequence[str]) -> Ranked:
-    """All scored samples, by falling score, then by id."""
+def rank(config: Manifest, samples: Path, scores: Path, *, shards: Sequence[str]) -> Ranked:
+    """All scored samples, by falling score, then by id; or in an order that only their ids and the seed decide."""
     tables = []
     for shard in shards:
         sample = parts.read_columns(parts.part_path(samples, shard), "samples", ["sample_id", *_WHERE, _NAMES])
@@ -68,8 +68,10 @@ def rank(samples: Path, scores: Path, *, shards: Sequence[str]) -> Ranked:
         joined = _in_order_of(score, sample)
         tables.append(joined.append_column("score", score["score"]))
     table = pa.concat_tables(tables)
-    keys = [("score", "descending"), ("sample_id", "ascending")]
-    return Ranked(table.sort_by(keys))
+    if config.order == "random":
+        places = [_uniform(config.seed, name) for name in table["sample_id"].to_pylist()]
+        return Ranked(table.take(pa.array(sorted(range(len(places)), key=places.__getitem__), pa.int64())))
+    return Ranked(table.sort_by([("score", "descending"), ("sample_id", "ascending")]))
 
 
 def _in_order_of(scores: pa.Table, samples: pa.Table) -> pa.Table:
@@ -141,6 +143,6 @@ def _cheap(config: Manifest, row: Row, *, names: str, count: int, taken: Counter
     return None
 
 
-def _uniform(seed: int, digest: str) -> float:
-    """In [0, 1), from the image's content: the same image falls on the same side in any selection."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{digest}".encode()).digest()[:8], "big") / 2**64
+def _uniform(seed: int, key: str) -> float:
+    """In [0, 1). From an image's digest the same image falls on the same side in any selection."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") / 2**64

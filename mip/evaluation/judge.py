@@ -31,7 +31,15 @@ from mip.evaluation.confusion import (
 )
 from mip.evaluation.detectors import Detection, Detector, Mask, crop, load_detector
 from mip.evaluation.encoders import FeatureCache, Floats, Vit, pick_device, version_of
-from mip.tables import Row, file_hash, read_rows, write_json
+from mip.tables import Row, check_kind, file_hash, read_rows, write_json, write_table
+
+# Scenes rendered in a known way, and the verdict that each deserves.
+CHECKS: Mapping[str, Callable[[Verdict], bool]] = {
+    "right": lambda verdict: not verdict.is_confused,
+    "swapped": lambda verdict: verdict.has_all and verdict.is_swapped,
+    "blended": lambda verdict: verdict.has_all and (verdict.is_leaked or verdict.is_swapped),
+    "missing": lambda verdict: not verdict.has_all,
+}
 
 Opener = Callable[[], Image.Image]
 
@@ -141,8 +149,21 @@ class Judge:
             raise DataError(
                 f"there are no calibration scenes in {folder}; set evaluate.leak_threshold or evaluate.calibration"
             )
-        found = [finding for finding in self.findings(calibration_scenes(folder)) if finding is not None]
+        found = [finding for finding in self.findings(rendered_scenes(folder)) if finding is not None]
         return leak_threshold(excess(finding.s_NN, finding.g_NN) for finding in found)
+
+    def errors(self, index: Path, threshold: float) -> dict[str, float]:
+        """Share of the source's checks that are judged wrong, by kind (`CHECKS`); empty where it brings none.
+
+        Each has one right answer: nothing to blame, swapped, leaked but not missing, missing.
+        """
+        wrong = {}
+        for kind, is_right in CHECKS.items():
+            folder = index / "source" / f"checks-{kind}"
+            if folder.is_dir():
+                found = [finding for finding in self.findings(rendered_scenes(folder)) if finding is not None]
+                wrong[kind] = float(np.mean([not is_right(finding.verdict(threshold)) for finding in found]))
+        return wrong
 
     def versions(self) -> dict[str, str]:
         """What each network's answers depend on, as hashes."""
@@ -225,8 +246,10 @@ class Judge:
         return FeatureCache(self.cache, name="crops", version=version)
 
 
-def calibration_scenes(folder: Path) -> list[Drawn]:
-    """Scenes with their references; the references' paths may be relative to the folder or to the one above it.
+def rendered_scenes(folder: Path) -> list[Drawn]:
+    """Scenes that a source brings, with their references.
+
+    The references' paths may be relative to the folder or to the one above it.
 
     Raises:
         DataError: an image is missing.
@@ -244,6 +267,12 @@ def calibration_scenes(folder: Path) -> list[Drawn]:
         ]
         drawn.append(Drawn({**task, "references": references}, path, file_hash(path)))
     return drawn
+
+
+def locate_tasks(folder: Path, out: Path) -> Path:
+    """Write out/tasks.parquet: the tasks of rendered scenes, with their references' files where they are."""
+    tasks = [scene.task for scene in rendered_scenes(folder)]
+    return write_table(out / "tasks.parquet", "tasks", tasks, check_kind(folder / "tasks.parquet", "tasks"))
 
 
 def reference_photos(reference: Row) -> dict[str, Opener]:

@@ -18,6 +18,7 @@ class Method:
     is_trained: bool  # our adapter's weights, else those of the plain IP-Adapter
     merge: Merge
     gated: bool | None  # None: as the weights have it
+    oracle: bool = False  # the true masks take the place of the word maps; only where they are given
 
     @property
     def has_maps(self) -> bool:
@@ -32,6 +33,10 @@ METHODS: Mapping[str, Method] = {
     # Plain weights have no gate; the paper's training-free mode takes f = 1.
     "training_free": Method(has_references=True, is_trained=False, merge="weighted", gated=False),
     "mip": Method(has_references=True, is_trained=True, merge="weighted", gated=None),
+    # The experiment's controls: other training, and the best that any maps could do.
+    "ip_adapter_trained": Method(has_references=True, is_trained=True, merge="concat", gated=False),
+    "mip_unselected": Method(has_references=True, is_trained=True, merge="weighted", gated=None),
+    "oracle": Method(has_references=True, is_trained=True, merge="weighted", gated=None, oracle=True),
 }
 
 

@@ -121,6 +121,7 @@ def evaluate(
             "judge": {
                 **judge.versions(),
                 "leak_threshold": threshold,
+                "errors": judge.errors(index, threshold),
                 "same_class_tasks": sum(one.verdict is None for one in judged[methods[0]]),
                 "confused_present_against": {method: compared_with(method, methods) for method in methods},
             },

@@ -26,6 +26,8 @@ COLOURS = {
     "white": (250, 250, 250),
     "brown": (120, 70, 35),
 }
+GREY = "grey"  # of objects without an identity
+_PAINT = {**COLOURS, GREY: (150, 150, 150)}
 PATTERNS = ("plain", "stripes", "dots")
 BACKGROUNDS = ("grass", "sea", "sand", "night", "sunset", "wall")
 PLACES = {
@@ -110,6 +112,11 @@ def draw_identity(rng: np.random.Generator, split: Split) -> Identity:
     return Identity(chosen.primary, chosen.secondary, chosen.pattern, stretch=float(rng.uniform(0.85, 1.15)))
 
 
+def shows_secondary(name: str, identity: Identity) -> bool:
+    """Whether an object of this class shows the identity's second colour: in its pattern or on its detail."""
+    return identity.pattern != "plain" or any(role == "detail" for role, _ in _shape(name))
+
+
 def draw_scene(
     rng: np.random.Generator,
     names: Sequence[str],
@@ -160,6 +167,13 @@ def compose(classes: Sequence[str], background: str, template: int = 0) -> str:
     if template == 2 and len(names) == 2:
         return f"{names[0]} next to {names[1]} {place}"
     return f"{joined} {place}"
+
+
+def dress(name: str, primary: str, secondary: str, pattern: str) -> str:
+    """A noun phrase: "red ball", "red and white house", "red heart with white dots"."""
+    if pattern != "plain":
+        return f"{primary} {name} with {secondary} {pattern}"
+    return f"{primary} {name}" if secondary == primary else f"{primary} and {secondary} {name}"
 
 
 def random_scenes(seed: int, *, counts: Sequence[float], split: Split) -> Iterator[tuple[Scene, str]]:
@@ -322,7 +336,7 @@ def _draw(
     cos, sin = np.cos(thing.angle), np.sin(thing.angle)
     rotation = np.array([[cos * stretch * half, -sin * half], [sin * stretch * half, cos * half]], np.float32)
     centre = np.array([thing.x * side, thing.y * side], np.float32)
-    primary, secondary = COLOURS[thing.identity.primary], COLOURS[thing.identity.secondary]
+    primary, secondary = _PAINT[thing.identity.primary], _PAINT[thing.identity.secondary]
     thickness = max(1, round(0.024 * side))
     reach = int(half * 1.35) + 2 * thickness
     top, left = max(0, int(centre[1]) - reach), max(0, int(centre[0]) - reach)

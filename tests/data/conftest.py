@@ -42,6 +42,7 @@ CONSTRUCT: dict[str, Any] = {
 MANIFEST: dict[str, Any] = {
     "threshold": None,
     "top_k": None,
+    "order": "score",
     "max_per_class_pair": None,
     "duplicate_distance": 0,
     "leak_distance": 0,

@@ -86,6 +86,16 @@ def test_a_limit_rejects_the_worst_with_its_reason(kit, tmp_path: Path, changes,
     assert (ranks, kit.reasons(lost, "sample")) == (kept, [reason])
 
 
+def test_a_random_order_takes_as_many_whatever_their_score_and_the_same_ones_again(kit, tmp_path: Path):
+    images = {name: kit.jpeg(number) for number, name in enumerate("abcdefgh")}
+    _world(kit, tmp_path, images, {name: number / 10 for number, name in enumerate("abcdefgh")})
+    (first, _), (again, _), (other, _) = (
+        _build(kit, tmp_path, order="random", top_k=4, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first == again and len(first) == len(other) == 4
+    assert first != other and set(first) != set("efgh")
+
+
 def test_a_class_pair_is_counted_by_its_names_in_any_order(kit, tmp_path: Path):
     _four(kit, tmp_path, a=("star", "ball"), b=("ball", "star"), c=("cup", "star"), d=("cup", "ball"))
     ranks, _ = _build(kit, tmp_path, max_per_class_pair=1)

@@ -101,6 +101,12 @@ def test_the_threshold_is_the_95th_percentile_of_what_right_scenes_show():
     assert leak_threshold(scenes) == pytest.approx(0.95)
 
 
+def test_one_in_twenty_right_scenes_is_blamed_however_many_objects_it_has():
+    rng = np.random.default_rng(0)
+    scenes = list(rng.normal(0, 1, (1000, 6)))
+    assert np.mean([scene.max() > leak_threshold(scenes) for scene in scenes]) == pytest.approx(0.05)
+
+
 def test_calibration_without_scenes_is_an_error():
     with pytest.raises(DataError, match="no calibration scene"):
         leak_threshold([])

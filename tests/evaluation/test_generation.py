@@ -45,7 +45,7 @@ def _one_scale(config: Generate, **changes: object) -> Generate:
     return config.model_copy(update={"scales": (1.0,), **changes})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.oracle])
 def test_every_method_draws_every_task(draw, generate_config: Generate, index: Path, method: str):
     out = draw(_one_scale(generate_config), method)
     rows = read_rows(out / "images.parquet", "images")
@@ -146,6 +146,11 @@ def test_several_scales_without_validation_tasks_are_refused(
         generation._scale(
             generate_config, painter=painter, judge=judge_config, index=Path(), validation=[], work=Path()
         )
+
+
+def test_the_oracle_is_refused_where_no_layout_is_given(draw, generate_config: Generate):
+    with pytest.raises(ConfigError, match="needs to know the layout"):
+        draw(generate_config, "oracle")
 
 
 def test_an_unknown_method_is_refused():

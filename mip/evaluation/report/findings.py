@@ -24,6 +24,7 @@ _METHODS = {
     "training_free": ("Weighted merge, untrained", "Weighted merge, not trained"),
     "mip": ("Weighted merge, trained", "Weighted merge, trained (MIP)"),
     "ip_adapter_trained": ("IP-Adapter, trained alike", "IP-Adapter, side by side, trained as long"),
+    "mip_unselected": ("Trained, unselected", "Weighted merge, trained on samples at random"),
     "oracle": ("Merge by true masks", "Weighted merge by the true masks"),
 }
 

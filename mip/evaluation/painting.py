@@ -1,0 +1,230 @@
+"""Draws tasks with one method: the pipeline, its weights, batches, and what is kept beside an image.
+
+B tasks   N references   H, W latent height and width   Q latent positions of a layer
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from mip.config import Generate, Models
+from mip.errors import CheckpointError
+from mip.evaluation.benchmarks import load_reference
+from mip.evaluation.encoders import pick_device, version_of
+from mip.evaluation.layouts import Layouts
+from mip.evaluation.methods import Method
+from mip.model.pipeline import MIPAdapterXLPipeline, Reference
+from mip.model.references import ReferenceMaps, layer_grid
+from mip.tables import Row, atomic, file_hash, fingerprint
+
+_MODEL_CODE = Path(__file__).parents[1] / "model"
+
+
+@dataclass(eq=False)
+class Painter:
+    """One method with its weights. The pipeline is loaded when the first image has to be drawn."""
+
+    config: Generate
+    name: str
+    method: Method
+    models: Models
+    weights: Path | None  # of our adapter; None for the plain IP-Adapter or the base
+    layouts: Layouts | None = None  # start from scenes that give the places
+    _references: dict[str, Reference] = field(default_factory=dict)
+
+    @cached_property
+    def made_from(self) -> dict[str, str]:
+        """Hashes of parameters, weights and code that the images depend on (the batch too: it moves the last bits)."""
+        settings = self.config.model_dump(
+            mode="json", include={"steps", "guidance", "negative_prompt", "batch", "maps"}
+        )
+        networks = self.models.model_dump(
+            mode="json", exclude={"device"} if self.method.has_references else _UNUSED_BY_BASE
+        )
+        here = Path(__file__)
+        files = [here, here.with_name("layouts.py"), *sorted(_MODEL_CODE.glob("*.py"))]
+        code = {path.name: file_hash(path) for path in files}
+        return {
+            "params": fingerprint(settings=settings, method=asdict(self.method)),
+            "models": version_of(torch, diffusers, transformers, **networks),
+            "adapter": file_hash(self._checked_weights()) if self.weights is not None else "",
+            "code": fingerprint(**code),
+        }
+
+    @property
+    def version(self) -> str:
+        """All of it in one hash."""
+        return fingerprint(method=self.name, **self.made_from)
+
+    def draw(self, tasks: Sequence[Row], *, scale: float | None, folder: Path, maps: int) -> None:
+        """Draw what is not yet in `folder`: <task_id>.png, and maps/<task_id>.npz of the first `maps` tasks.
+
+        Batches are always the same ones: one that was interrupted is drawn anew, to the same bits, and only what is
+        missing is written.
+        """
+        # The tasks with maps have batches of their own in every method, so that methods see equal batches.
+        first, rest = tasks[: self.config.maps], tasks[self.config.maps :]
+        for number, batch in enumerate([*_batches(first, self.config.batch), *_batches(rest, self.config.batch)]):
+            with_maps = number * self.config.batch < maps
+            wanted = [map_path(folder, task) for task in batch if with_maps] + [
+                image_path(folder, task) for task in batch
+            ]
+            if all(path.exists() for path in wanted):
+                continue
+            images, relevance_BNHW = self._draw_batch(batch, scale=scale, with_maps=with_maps)
+            for row, (task, image) in enumerate(zip(batch, images, strict=True)):
+                if with_maps and relevance_BNHW is not None:
+                    _save_map(map_path(folder, task), task, relevance_BNHW[row])
+                if not image_path(folder, task).exists():
+                    save_png(image_path(folder, task), image, self._metadata(task, scale))
+
+    def _draw_batch(
+        self, tasks: Sequence[Row], *, scale: float | None, with_maps: bool
+    ) -> tuple[list[Image.Image], Tensor | None]:
+        pipe = self._pipeline
+        side = self.models.resolution
+        latent_side = side // pipe.vae_scale_factor
+        maps = MeanRelevance(latent_size=(latent_side, latent_side)) if with_maps else None
+        own: dict[str, Any] = {}
+        if self.method.has_references:
+            own = {
+                "references": [self._references_of(task) for task in tasks],
+                "scale": scale,
+                "merge": self.method.merge,
+                "gated": self.method.gated,
+                "oracle": self.method.oracle,
+                "cross_attention_kwargs": {"reference_maps": maps} if maps is not None else None,
+            }
+        # One CPU generator per image: its noise does not depend on the batch, nor on the device.
+        generators = [torch.Generator().manual_seed(task["seed"]) for task in tasks]
+        if self.layouts is not None:
+            own["latents"] = self.layouts.latents(pipe, tasks, generators, steps=self.config.steps)
+        result = pipe(
+            [task["prompt"] for task in tasks],
+            negative_prompt=[self.config.negative_prompt] * len(tasks),
+            height=side,
+            width=side,
+            num_inference_steps=self.config.steps,
+            guidance_scale=self.config.guidance,
+            generator=generators,
+            **own,
+        )
+        # Guidance puts the negative half first.
+        return result.images, maps.mean_BNHW()[-len(tasks) :] if maps is not None else None
+
+    def _references_of(self, task: Row) -> list[Reference]:
+        references = [self._reference(reference) for reference in task["references"]]
+        if not self.method.oracle:
+            return references
+        assert self.layouts is not None, "only layouts know the true masks"
+        regions = self.layouts.regions(task)
+        return [replace(reference, region=region) for reference, region in zip(references, regions, strict=True)]
+
+    def _reference(self, reference: Row) -> Reference:
+        key = json.dumps(reference)
+        if key not in self._references:
+            boxes = reference["boxes"] or [[]] * len(reference["images"])
+            photos = [load_reference(Path(p), box) for p, box in zip(reference["images"], boxes, strict=True)]
+            self._references[key] = Reference(reference["name"], photos)
+        return self._references[key]
+
+    @cached_property
+    def _pipeline(self) -> MIPAdapterXLPipeline:
+        models = self.models
+        try:
+            pipe = MIPAdapterXLPipeline.from_pretrained(models.base, dtype=getattr(torch, models.dtype))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"got base {models.base!r}, which cannot be loaded: {_line(error)}") from None
+        assert isinstance(pipe, MIPAdapterXLPipeline)
+        pipe.set_progress_bar_config(disable=True)
+        pipe.to(pick_device(models.device))
+        if self.layouts is not None:
+            pipe.scheduler = self.layouts.late(pipe.scheduler)
+        if self.method.has_references:
+            pipe.load_mip_adapter(
+                models.ip_adapter if self.weights is None else self.weights,
+                weight_name=models.ip_adapter_weight if self.weights is None else None,
+                image_encoder=models.image_encoder,
+                image_encoder_subfolder=models.image_encoder_subfolder,
+                variant=models.variant,
+            )
+        return pipe
+
+    def _checked_weights(self) -> Path:
+        assert self.weights is not None
+        if not self.weights.is_file():
+            raise CheckpointError(f"there are no adapter weights at {self.weights}; run train first")
+        return self.weights
+
+    def _metadata(self, task: Row, scale: float | None) -> dict[str, Any]:
+        known = {"task": task["task_id"], "prompt": task["prompt"], "seed": task["seed"]}
+        return {**known, "method": self.name, "scale": scale, "made_from": self.made_from}
+
+
+_UNUSED_BY_BASE = {"device", "image_encoder", "image_encoder_subfolder", "ip_adapter", "ip_adapter_weight", "variant"}
+
+
+@dataclass
+class MeanRelevance(ReferenceMaps):
+    """Keeps only the mean over layers and steps, at latent size: what is recorded does not grow with the steps."""
+
+    latent_size: tuple[int, int] = (0, 0)
+    _sum_BNHW: Tensor | None = None
+    _count: int = 0
+
+    def add(self, layer: str, mass_BNQ: Tensor, relevance_BNQ: Tensor | None) -> None:
+        """Add the maps of one pass through a layer."""
+        if relevance_BNQ is None:
+            return
+        map_BNHW = relevance_BNQ.unflatten(-1, layer_grid(self.latent_size, relevance_BNQ.shape[-1]))
+        resized_BNHW = F.interpolate(map_BNHW, size=self.latent_size, mode="bilinear")
+        self._sum_BNHW = resized_BNHW if self._sum_BNHW is None else self._sum_BNHW + resized_BNHW
+        self._count += 1
+
+    def mean_BNHW(self) -> Tensor:
+        """Mean of all passes, float32 on the CPU; sums to 1 over references."""
+        assert self._sum_BNHW is not None, "no layer recorded a relevance map"
+        return (self._sum_BNHW / self._count).cpu()
+
+
+def save_png(path: Path, image: Image.Image, metadata: Mapping[str, Any]) -> Path:
+    """Write an image, whole or not at all, with the metadata as JSON in its text chunk "mip"; no clock in its bytes."""
+    info = PngInfo()
+    info.add_text("mip", json.dumps(dict(metadata), sort_keys=True))
+    with atomic(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=info)
+    return path
+
+
+def _batches(tasks: Sequence[Row], size: int) -> list[Sequence[Row]]:
+    return [tasks[start : start + size] for start in range(0, len(tasks), size)]
+
+
+def image_path(folder: Path, task: Row) -> Path:
+    return folder / f"{task['task_id']}.png"
+
+
+def map_path(folder: Path, task: Row) -> Path:
+    return folder / "maps" / f"{task['task_id']}.npz"
+
+
+def _save_map(path: Path, task: Row, relevance_NHW: Tensor) -> None:
+    names = [reference["name"] for reference in task["references"]]
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, relevance_NHW=relevance_NHW[: len(names)].numpy(), names=np.array(names))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
