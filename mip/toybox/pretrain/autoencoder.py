@@ -97,6 +97,4 @@ def train(scenes: Scenery, held_out: Scenery, out: Path, *, seed: int, steps: in
 
 
 def _first(scenes: Scenery, count: int) -> Scenery:
-    return Scenery(
-        scenes.image_NHWC[:count], scenes.owner_NHW[:count], scenes.names_NK[:count], scenes.captions[:count]
-    )
+    return Scenery(**{name: value[:count] for name, value in vars(scenes).items()})

@@ -29,19 +29,20 @@ log = logging.getLogger(__name__)
 # Every number that decides the weights.
 SCENES = {"seed": 1, "count": 40_000}
 HELD_OUT = {"seed": 2, "count": 500, "split": "benchmark"}
-PORTRAITS = {"seed": 3, "count": 12_000}
+SINGLES = {"seed": 5, "count": 20_000, "shares": (1.0,)}  # one object each, for the plain adapter
+PORTRAITS = {"seed": 3, "count": 30_000}
 AUTOENCODER = {"seed": 11, "steps": 1600, "batch": 24}
-BASE = {"seed": 21, "steps": 2000, "batch": 48, "lr": 2e-3}
+BASE = {"seed": 21, "steps": 3600, "batch": 96, "lr": 2.5e-3, "grounding": 0.2}
 VISION = {
-    "image_encoder": {"seed": 31, "steps": 450, "batch": 96},
+    "image_encoder": {"seed": 31, "steps": 1500, "batch": 96},
     "open_clip": {"seed": 32, "steps": 600, "batch": 96},
     "dino": {"seed": 33, "steps": 300, "batch": 96},
-    "appearance": {"seed": 34, "steps": 400, "batch": 96},
+    "appearance": {"seed": 34, "steps": 1500, "batch": 96},
     "detector": {"seed": 35, "steps": 1500, "batch": 16},
 }
 ADAPTERS = {
-    "sdxl": {"seed": 41, "steps": 700, "batch": 48, "lr": 2e-3},
-    "sdxl_plus": {"seed": 42, "steps": 250, "batch": 48, "lr": 2e-3},
+    "sdxl": {"seed": 41, "steps": 1500, "batch": 96, "lr": 2e-3},
+    "sdxl_plus": {"seed": 42, "steps": 400, "batch": 96, "lr": 2e-3},
 }
 FILES = {"sdxl": "ip-adapter_toybox.safetensors", "sdxl_plus": "ip-adapter-plus_toybox.safetensors"}
 PROCESSES = 2
@@ -78,22 +79,24 @@ def _vision(name: str, work: Path) -> None:
     settings, out = VISION[name], work / name
     if name == "open_clip":
         vision.clip(_portraits(work), _scenes(work), out, **settings)
-    elif name == "image_encoder":
-        vision.image_encoder(_portraits(work), out, **settings)
     elif name == "detector":
         vision.detector(_scenes(work), out, **settings)
     else:
-        vision.eye(name, _portraits(work), out, **settings)
+        of_portraits = {"image_encoder": vision.image_encoder, "dino": vision.dino, "appearance": vision.appearance}
+        of_portraits[name](_portraits(work), out, **settings)
 
 
 def _adapter(workers: Workers, work: Path, variant: str) -> None:
     pipe = StableDiffusionXLPipeline.from_pretrained(work / "pipeline", torch_dtype=torch.float32)
     encoder = CLIPVisionModelWithProjection.from_pretrained(work / "image_encoder", dtype=torch.float32).eval()
-    latent_NCHW = np.load(work / "latents.npy", mmap_mode="r")
+    singles = scenery(work / "scenes", **SINGLES)
+    latent_NCHW = np.load(work / "singles.npy", mmap_mode="r")
     out = work / "ip_adapter" / FILES[variant]
-    plain_adapter.train(
-        pipe, encoder, _scenes(work), latent_NCHW, out, variant=variant, workers=workers, **ADAPTERS[variant]
-    )
+    plain_adapter.train(pipe, encoder, singles, latent_NCHW, out, variant=variant, workers=workers, **ADAPTERS[variant])
+
+
+def _single_latents(work: Path) -> None:
+    denoiser.latents(_vae(work), scenery(work / "scenes", **SINGLES), work / "singles.npy")
 
 
 def _in_a_process(function: partial[None]) -> None:
@@ -110,7 +113,8 @@ def build(out: Path, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     _scenes(work)
     _portraits(work)
-    scenery(work / "scenes", **HELD_OUT)
+    for others in (SINGLES, HELD_OUT):
+        scenery(work / "scenes", **others)
     if not (work / "vae" / "config.json").exists():
         _in_a_process(partial(_autoencoder, work))
     if not (work / "pipeline" / "training.json").exists():
@@ -118,6 +122,7 @@ def build(out: Path, work: Path) -> None:
     for name in VISION:
         if not (work / name).exists():
             _in_a_process(partial(_vision, name, work))
+    _in_a_process(partial(_single_latents, work))
     for variant, file in FILES.items():
         if not (work / "ip_adapter" / file).exists():
             run(partial(_adapter, work=work, variant=variant), count=PROCESSES, rendezvous=work / "rendezvous")
@@ -127,6 +132,7 @@ def build(out: Path, work: Path) -> None:
     hashes = {name: file_hash(out / name) for name in ("pipeline", "ip_adapter", *VISION)}
     settings = {
         "scenes": SCENES,
+        "singles": SINGLES,
         "portraits": PORTRAITS,
         "autoencoder": AUTOENCODER,
         "base": BASE,

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mip.toybox.pretrain import text
@@ -28,8 +27,8 @@ from mip.toybox.scenes import CLASSES
 log = logging.getLogger(__name__)
 
 EMA = 0.998
-GROUNDING = 0.2
 DROP_TEXT = 0.1  # share of empty prompts, for guidance
+DESCRIBED = 0.5  # share of captions that tell colours: a base that knows no colour words has no way to paint by them
 
 
 def unet() -> UNet2DConditionModel:
@@ -124,9 +123,21 @@ def time_ids(batch: int) -> Tensor:
 
 
 def train(
-    scenes: Scenery, vae: AutoencoderKL, work: Path, *, seed: int, steps: int, batch: int, lr: float, workers: Workers
+    scenes: Scenery,
+    vae: AutoencoderKL,
+    work: Path,
+    *,
+    seed: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    grounding: float,
+    workers: Workers,
 ) -> Base:
-    """Train the base, resuming from `work` if it holds a state; returns the averaged weights."""
+    """Train the base, resuming from `work` if it holds a state; returns the averaged weights.
+
+    `grounding` weighs the loss that teaches words where they belong; 0 trains as SDXL was trained.
+    """
     torch.manual_seed(seed)
     model, average = Base(), Base()
     average.load_state_dict(model.state_dict())
@@ -136,7 +147,7 @@ def train(
     workers.wait()
     latent_NCHW = latents(vae, scenes, work / "latents.npy")
     noise_schedule = DDPMScheduler.from_config(scheduler().config)
-    chosen = optimizers(model, lr=lr)
+    chosen = optimizers(model, lr=lr, workers=workers)
     base_lr = [group["lr"] for optimizer in chosen for group in optimizer.param_groups]
     first = _resume(work, model, average, chosen)
     started = time.monotonic()
@@ -147,26 +158,24 @@ def train(
         rows = np.sort(rng.choice(len(scenes), batch, replace=False))[workers.rank :: workers.count]
         x = torch.from_numpy(np.array(latent_NCHW[rows])).float()
         noise, t = torch.randn_like(x), torch.randint(0, 1000, (len(rows),))
-        captions = ["" if rng.random() < DROP_TEXT else scenes.captions[row] for row in rows]
+        captions = [_caption(scenes, row, rng) for row in rows]
         log_maps: list[Tensor] = []
-        with sdpa_kernel(SDPBackend.MATH):  # the flash kernel's backward pass takes a third of a step at these sizes
-            with torch.autocast("cpu", torch.bfloat16):
-                prompt_BTE, pooled_BD = model.encode(captions)
-                kinds = torch.from_numpy(np.array(scenes.names_NK[rows])).long()
-                name_BNE = model.names()[kinds.clamp(min=0)]
-                predicted = model.unet(
-                    noise_schedule.add_noise(x, noise, t),
-                    t,
-                    prompt_BTE,
-                    added_cond_kwargs={"text_embeds": pooled_BD, "time_ids": time_ids(len(rows))},
-                    cross_attention_kwargs={"name_BNE": name_BNE, "log_maps": log_maps},
-                ).sample.float()
-            target = noise_schedule.get_velocity(x, noise, t)
-            loss = F.mse_loss(predicted, target)
-            level = torch.where(t <= 600, 1.0, 1 - 0.85 * (t - 600) / 400)
-            own = owners(scenes, rows)
-            ground = torch.stack([grounding_loss(m, own, level) for m in log_maps]).mean()
-            (loss + GROUNDING * ground).backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            prompt_BTE, pooled_BD = model.encode(captions)
+            kinds = torch.from_numpy(np.array(scenes.names_NK[rows])).long()
+            name_BNE = model.names()[kinds.clamp(min=0)]
+            predicted = model.unet(
+                noise_schedule.add_noise(x, noise, t),
+                t,
+                prompt_BTE,
+                added_cond_kwargs={"text_embeds": pooled_BD, "time_ids": time_ids(len(rows))},
+                cross_attention_kwargs={"name_BNE": name_BNE, "log_maps": log_maps},
+            ).sample.float()
+        loss = F.mse_loss(predicted, noise_schedule.get_velocity(x, noise, t))
+        level = torch.where(t <= 700, 1.0, 1 - 0.7 * (t - 700) / 300)
+        own = owners(scenes, rows)
+        ground = torch.stack([grounding_loss(m, own, level) for m in log_maps]).mean()
+        (loss + grounding * ground).backward()
         workers.average_gradients(model)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group, rate in zip((g for o in chosen for g in o.param_groups), base_lr, strict=True):
@@ -194,6 +203,12 @@ def train(
         if workers.rank == 0 and (step % 250 == 249 or step == steps - 1):
             _save(work, step + 1, model, average, chosen)
     return average
+
+
+def _caption(scenes: Scenery, row: int, rng: np.random.Generator) -> str:
+    if rng.random() < DROP_TEXT:
+        return ""
+    return (scenes.described if rng.random() < DESCRIBED else scenes.captions)[row]
 
 
 def _save(work: Path, step: int, model: nn.Module, average: nn.Module, chosen: list) -> None:

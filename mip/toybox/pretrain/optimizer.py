@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from mip.toybox.pretrain.workers import ALONE, Workers
+
 _STEPS = 5
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic Newton-Schulz iteration, Jordan et al. 2024
 
@@ -24,31 +26,43 @@ def orthogonalised(update: Tensor) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Momentum whose update is orthogonalised; convolution kernels count as (out, in * h * w) matrices."""
+    """Momentum whose update is orthogonalised; convolution kernels count as (out, in * h * w) matrices.
+
+    Each worker orthogonalises every n-th matrix, and all gather the updates.
+    """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        workers: Workers = ALONE,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.workers = workers
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
+            parameters = [p for p in group["params"] if p.grad is not None]
+            updates = [torch.zeros_like(p) for p in parameters]
+            for place, (parameter, update) in enumerate(zip(parameters, updates, strict=True)):
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                matrix = parameter.grad.lerp(momentum, group["momentum"]).flatten(1)
+                if place % self.workers.count == self.workers.rank:
+                    matrix = parameter.grad.lerp(momentum, group["momentum"]).flatten(1)
+                    update.copy_(orthogonalised(matrix).view_as(parameter))
+            self.workers.add_up(updates)
+            for parameter, update in zip(parameters, updates, strict=True):
                 # Equal root-mean-square over shapes, at the size of a typical AdamW update.
-                scale = 0.2 * math.sqrt(max(matrix.shape))
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(orthogonalised(matrix).view_as(parameter), alpha=-group["lr"] * scale)
+                scale = 0.2 * math.sqrt(max(parameter.flatten(1).shape))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
 
 
-def optimizers(model: nn.Module, lr: float) -> list[Optimizer]:
+def optimizers(model: nn.Module, lr: float, workers: Workers = ALONE) -> list[Optimizer]:
     """Muon for hidden matrices and kernels; AdamW for embeddings, biases, norms and the first and last layers."""
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
@@ -57,7 +71,7 @@ def optimizers(model: nn.Module, lr: float) -> list[Optimizer]:
         plain = parameter.ndim < 2 or "embedding" in name or "conv_in" in name or "conv_out" in name
         (rest if plain else matrices).append(parameter)
     chosen: list[Optimizer] = [AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)]
-    return [*chosen, Muon(matrices, lr=lr)] if matrices else chosen
+    return [*chosen, Muon(matrices, lr=lr, workers=workers)] if matrices else chosen
 
 
 def scheduled(step: int, steps: int, warm_up: int = 100) -> float:

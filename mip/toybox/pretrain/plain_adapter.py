@@ -82,7 +82,7 @@ def train(
     lr: float,
     workers: Workers,
 ) -> None:
-    """Train projection and attention on scenes of one object; write h94's layout to `out`."""
+    """Train projection and attention on `scenes`, of one object each; write h94's layout to `out`."""
     torch.manual_seed(seed)
     kind = variant_named(variant)
     unet = pipe.unet.float().requires_grad_(False)
@@ -92,15 +92,14 @@ def train(
     trained = nn.ModuleList([adapter.projection, *adapter.processors.values()]).requires_grad_(True)
     text_encoders = (pipe.text_encoder.float(), pipe.text_encoder_2.float())
     noise_schedule = DDPMScheduler.from_config(pipe.scheduler.config)
-    chosen = optimizers(trained, lr=lr)
+    chosen = optimizers(trained, lr=lr, workers=workers)
     base_lr = [group["lr"] for optimizer in chosen for group in optimizer.param_groups]
     adapter.install(unet)
     started, recent = time.monotonic(), []
-    single = np.flatnonzero(scenes.names_NK[:, 1] < 0)
     for step in range(steps):
         rng = np.random.default_rng([seed, step])
         torch.manual_seed((seed * 1_000_003 + step) * workers.count + workers.rank)
-        rows = np.sort(rng.choice(single, batch, replace=False))[workers.rank :: workers.count]
+        rows = np.sort(rng.choice(len(scenes), batch, replace=False))[workers.rank :: workers.count]
         own = np.random.default_rng([seed, step, workers.rank])
         x = torch.from_numpy(np.array(latent_NCHW[rows])).float()
         # Identity is decided at the high noise levels.

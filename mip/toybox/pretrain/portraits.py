@@ -9,7 +9,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mip.toybox.scenes import BACKGROUNDS, CLASSES, COLOURS, PATTERNS, Scene, Split, Thing, draw_identity, render
+from mip.toybox.scenes import (
+    BACKGROUNDS,
+    CLASSES,
+    COLOURS,
+    PATTERNS,
+    Scene,
+    Split,
+    Thing,
+    draw_identity,
+    render,
+    shows_secondary,
+)
 
 SIZE = 64
 _PART = 1000
@@ -22,7 +33,7 @@ class Portraits:
 
     image_NHWC  uint8 RGB on a background
     mask_NHW    uint8, 1 on the object
-    traits_NK   int8: class, primary colour, secondary colour, pattern
+    traits_NK   int8: class, primary colour, secondary colour (the primary where it does not show), pattern
     """
 
     image_NHWC: NDArray[np.uint8]
@@ -47,7 +58,8 @@ def _part(seed: int, part: int, split: Split) -> Portraits:
         drawn = render(scene, width=SIZE, height=SIZE)
         image[n], mask[n] = drawn.image, drawn.masks[0]
         colours = list(COLOURS)
-        traits[n] = kind, colours.index(who.primary), colours.index(who.secondary), PATTERNS.index(who.pattern)
+        second = who.secondary if shows_secondary(CLASSES[kind], who) else who.primary
+        traits[n] = kind, colours.index(who.primary), colours.index(second), PATTERNS.index(who.pattern)
     return Portraits(image, mask, traits)
 
 
@@ -68,12 +80,22 @@ def portraits(folder: Path, *, seed: int, count: int, split: Split = "train", wo
     return Portraits(**np.load(file))
 
 
-def cut_outs(source: Portraits, rows: NDArray[np.int64], rng: np.random.Generator, *, size: int) -> NDArray[np.float32]:
-    """Pictures (n, size, size, 3) in [0, 1]: on white, on black or as they are, shifted and blurred as crops are."""
+def cut_outs(
+    source: Portraits,
+    rows: NDArray[np.int64],
+    rng: np.random.Generator,
+    *,
+    size: int,
+    grounds: tuple[float, float, float] = (0.5, 0.3, 0.2),
+) -> NDArray[np.float32]:
+    """Pictures (n, size, size, 3) in [0, 1], shifted and blurred as crops are.
+
+    `grounds` are the shares of those on white, on black and as they are.
+    """
     out = np.empty((len(rows), size, size, 3), np.float32)
     for n, row in enumerate(rows):
         image, mask = source.image_NHWC[row], source.mask_NHW[row][..., None]
-        ground = rng.choice(3, p=(0.5, 0.3, 0.2))
+        ground = rng.choice(3, p=grounds)
         picture = image if ground == 2 else np.where(mask == 1, image, 255 if ground == 0 else 0).astype(np.uint8)
         edge = tuple(int(c) for c in picture[0, 0])
         zoom, (dx, dy) = rng.uniform(0.9, 1.2), rng.uniform(-4, 4, 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mip.toybox.scenes import CLASSES, Split, random_scenes, render
+from mip.toybox.scenes import CLASSES, Scene, Split, Thing, compose, dress, random_scenes, render, shows_secondary
 
 SIZE = 64
 MOST_THINGS = 3
@@ -22,12 +22,15 @@ class Scenery:
     image_NHWC  uint8 RGB, 0-255
     owner_NHW   uint8, 0 on the background, i + 1 on the i-th thing
     names_NK    int8, index into CLASSES of each thing, -1 where there is none
+    captions    classes and background, as every stage of the pipeline has them
+    described   the same with the looks of some of the things, which teaches the base what colours are
     """
 
     image_NHWC: NDArray[np.uint8]
     owner_NHW: NDArray[np.uint8]
     names_NK: NDArray[np.int8]
     captions: list[str]
+    described: list[str]
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -37,7 +40,8 @@ def _part(seed: int, count: int, shares: tuple[float, ...], split: Split) -> Sce
     image = np.empty((count, SIZE, SIZE, 3), np.uint8)
     owner = np.zeros((count, SIZE, SIZE), np.uint8)
     names = np.full((count, MOST_THINGS), -1, np.int8)
-    captions = []
+    captions, described = [], []
+    rng = np.random.default_rng([seed, 1])
     for n, (scene, text) in enumerate(itertools.islice(random_scenes(seed, counts=shares, split=split), count)):
         drawn = render(scene, width=SIZE, height=SIZE)
         image[n] = drawn.image
@@ -45,7 +49,20 @@ def _part(seed: int, count: int, shares: tuple[float, ...], split: Split) -> Sce
             owner[n][mask] = k + 1
             names[n, k] = CLASSES.index(thing.name)
         captions.append(text)
-    return Scenery(image, owner, names, captions)
+        described.append(_described(scene, rng))
+    return Scenery(image, owner, names, captions, described)
+
+
+def _described(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption that tells the looks of each thing with probability 3/4."""
+    phrases = [_phrase(thing) if rng.random() < 0.75 else thing.name for thing in scene.things]
+    return compose(phrases, scene.background, template=int(rng.integers(3)))
+
+
+def _phrase(thing: Thing) -> str:
+    identity = thing.identity
+    second = identity.secondary if shows_secondary(thing.name, identity) else identity.primary
+    return dress(thing.name, identity.primary, second, identity.pattern)
 
 
 def scenery(
@@ -75,8 +92,10 @@ def scenery(
             )
         for array in ("image_NHWC", "owner_NHW", "names_NK"):
             np.save(name / f"{array}.npy", np.concatenate([getattr(p, array) for p in parts]))
-        finished = name / "captions.txt.partial"
-        finished.write_text("\n".join(line for p in parts for line in p.captions) + "\n")
-        os.replace(finished, name / "captions.txt")
+        for lines in ("described", "captions"):  # the captions come last: with them the folder is complete
+            finished = name / f"{lines}.txt.partial"
+            finished.write_text("\n".join(line for p in parts for line in getattr(p, lines)) + "\n")
+            os.replace(finished, name / f"{lines}.txt")
     arrays = {array: np.load(name / f"{array}.npy", mmap_mode="r") for array in ("image_NHWC", "owner_NHW", "names_NK")}
-    return Scenery(**arrays, captions=(name / "captions.txt").read_text().splitlines())
+    texts = {lines: (name / f"{lines}.txt").read_text().splitlines() for lines in ("captions", "described")}
+    return Scenery(*arrays.values(), **texts)

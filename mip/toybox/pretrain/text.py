@@ -8,7 +8,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from mip.toybox.scenes import BACKGROUNDS, CLASSES, COLOURS, PATTERNS, PLACES
 
-LENGTH = 16  # tokens, with start and end
+LENGTH = 32  # tokens, with start and end: three objects with their colours
 WORDS = sorted(
     {
         *CLASSES,
@@ -48,13 +48,14 @@ def _merges(model: Tokenizer) -> list[tuple[str, str]]:
 
 
 def encoders(words: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    """Fresh encoders of width 64 and 96. With one layer, the penultimate states are the embeddings: tokens do not mix,
+    """Fresh encoders of width 64 and 96, with two layers each.
 
-    so a name alone has the very key that it has in a prompt, but for its position.
+    The penultimate states are those after the first: a noun has seen the adjectives before it, as in SDXL, so that
+    "a red star and a blue car" says which is red.
     """
     common = {
         "vocab_size": len(words),
-        "num_hidden_layers": 1,
+        "num_hidden_layers": 2,
         "max_position_embeddings": LENGTH,
         "hidden_act": "gelu",
         "bos_token_id": words.bos_token_id,

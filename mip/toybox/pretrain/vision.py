@@ -3,7 +3,7 @@
 image_encoder   conditions the adapter    CLIP vision tower, contrastive with what an object is and wears
 open_clip       labels, scores, CLIP-T/I  CLIP, contrastive with captions that do name colours and patterns
 dino            the DINO slot             ViT, two views of one object against other objects, no labels
-appearance      the judge's eye           ViT, contrastive with the identity alone, blind to the class
+appearance      the judge's eye           ViT, cosines say how much palette and pattern two objects share, not the class
 detector        the judge's finder        Segformer, which class is at each pixel
 """
 
@@ -39,13 +39,14 @@ from mip.toybox.pretrain import text
 from mip.toybox.pretrain.optimizer import optimizers, scheduled
 from mip.toybox.pretrain.portraits import KIND, PATTERN, PRIMARY, SECONDARY, Portraits, cut_outs
 from mip.toybox.pretrain.scenery import Scenery
-from mip.toybox.scenes import CLASSES, COLOURS, PATTERNS
+from mip.toybox.scenes import CLASSES, COLOURS, PATTERNS, dress
 
 log = logging.getLogger(__name__)
 
 MEAN = STD = (0.5, 0.5, 0.5)
 CONDITION_SIZE, EYE_SIZE, CLIP_SIZE, SCENE_SIZE = 48, 48, 64, 64
 _WIDTH = 64  # of the embeddings
+_KINDS_OF = (len(CLASSES), len(COLOURS), len(COLOURS), len(PATTERNS))  # values of each trait
 
 
 def _tensor(picture_NHWC: NDArray[np.float32]) -> Tensor:
@@ -84,24 +85,31 @@ def _contrast(a_ND: Tensor, b_ND: Tensor, scale: Tensor, same_NN: Tensor) -> Ten
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-class Traits(nn.Module):
-    """An embedding of what an object is (`uses_kind`) and wears: the other tower of a contrast."""
+class Reading(nn.Module):
+    """One linear reader per trait of an embedding: it keeps traits apart, so that new combinations of them are seen."""
 
-    def __init__(self, *, uses_kind: bool) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.tables = nn.ModuleList(
-            nn.Embedding(n, 128) for n in (len(CLASSES), len(COLOURS), len(COLOURS), len(PATTERNS))
-        )
-        self.used = (KIND, PRIMARY, SECONDARY, PATTERN) if uses_kind else (PRIMARY, SECONDARY, PATTERN)
+        self.heads = nn.ModuleList(nn.Linear(width, kinds) for kinds in _KINDS_OF)
+
+    def forward(self, seen_ND: Tensor, traits_NK: Tensor) -> Tensor:
+        """Mean cross-entropy of the traits."""
+        seen_ND = F.normalize(seen_ND.float(), dim=-1) * seen_ND.shape[-1] ** 0.5
+        errors = [F.cross_entropy(head(seen_ND), traits_NK[:, k]) for k, head in enumerate(self.heads)]
+        return torch.stack(errors).mean()
+
+
+class Traits(nn.Module):
+    """An embedding of what an object is and wears: the other tower of a contrast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(n, 128) for n in _KINDS_OF)
         self.head = nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 256), nn.GELU(), nn.Linear(256, _WIDTH))
 
     def forward(self, traits_NK: Tensor) -> Tensor:
-        parts = [self.tables[k](traits_NK[:, k]) for k in self.used]
+        parts = [table(traits_NK[:, k]) for k, table in enumerate(self.tables)]
         return self.head(torch.stack(parts).sum(dim=0))
-
-    def same(self, traits_NK: Tensor) -> Tensor:
-        used = traits_NK[:, list(self.used)]
-        return (used[:, None] == used[None]).all(dim=-1)
 
 
 def image_encoder(source: Portraits, out: Path, *, seed: int, steps: int, batch: int) -> None:
@@ -110,15 +118,17 @@ def image_encoder(source: Portraits, out: Path, *, seed: int, steps: int, batch:
         hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, image_size=CONDITION_SIZE,
         patch_size=8, projection_dim=_WIDTH, hidden_act="gelu",
     )  # fmt: skip
-    tower, traits = CLIPVisionModelWithProjection(config), Traits(uses_kind=True)
-    both = nn.ModuleDict({"tower": tower, "traits": traits})
+    tower, traits = CLIPVisionModelWithProjection(config), Traits()
+    reading = Reading(_WIDTH)
+    both = nn.ModuleDict({"tower": tower, "traits": traits, "reading": reading})
     both.register_parameter("scale", nn.Parameter(torch.tensor(2.3)))
 
     def loss(rng: np.random.Generator) -> Tensor:
         rows = rng.choice(len(source), batch, replace=False)
         known = torch.from_numpy(source.traits_NK[rows]).long()
         seen = tower(_tensor(cut_outs(source, rows, rng, size=CONDITION_SIZE))).image_embeds
-        return _contrast(seen, traits(known), both.scale, traits.same(known))
+        same = (known[:, None] == known[None]).all(dim=-1)
+        return _contrast(seen, traits(known), both.scale, same) + reading(seen, known)
 
     _fit("image_encoder", both, loss, seed=seed, steps=steps, lr=1.5e-3)
     tower.half().save_pretrained(out)
@@ -130,9 +140,63 @@ def image_encoder(source: Portraits, out: Path, *, seed: int, steps: int, batch:
     ).save_pretrained(out)
 
 
-def eye(kind: str, source: Portraits, out: Path, *, seed: int, steps: int, batch: int) -> None:
-    """The ViT of the DINO slot (kind "dino") or of the judge ("appearance")."""
+def dino(source: Portraits, out: Path, *, seed: int, steps: int, batch: int) -> None:
     torch.manual_seed(seed)
+    vit = _vit()
+    head = nn.Sequential(nn.Linear(96, 192), nn.GELU(), nn.Linear(192, _WIDTH))
+    parts = nn.ModuleDict({"vit": vit, "head": head})
+    parts.register_parameter("scale", nn.Parameter(torch.tensor(2.3)))
+    same = torch.eye(batch, dtype=torch.bool)  # no label is used: another crop of the same picture is the only positive
+
+    def loss(rng: np.random.Generator) -> Tensor:
+        rows = rng.choice(len(source), batch, replace=False)
+        first, second = (head(_look(vit, source, rows, rng)) for _ in range(2))
+        return _contrast(first, second, parts.scale, same)
+
+    _fit("dino", parts, loss, seed=seed, steps=steps, lr=1.5e-3)
+    _save_vit(vit, out)
+
+
+def appearance(source: Portraits, out: Path, *, seed: int, steps: int, batch: int) -> None:
+    torch.manual_seed(seed)
+    vit = _vit()
+
+    def loss(rng: np.random.Generator) -> Tensor:
+        rows = rng.choice(len(source), batch, replace=False)
+        picture_NHWC = cut_outs(source, rows, rng, size=EYE_SIZE, grounds=(1, 0, 0))  # the judge cuts out objects
+        shares_NS = np.stack([palette(traits) for traits in source.traits_NK[rows]])
+        # Half of them get the right side of their neighbour: colours must be read where they are, not known by heart.
+        for n in np.flatnonzero(rng.random(batch) < 0.5):
+            kept = rng.uniform(0.3, 0.7)
+            edge = round(kept * EYE_SIZE)
+            picture_NHWC[n, :, edge:] = picture_NHWC[n - 1, :, edge:]
+            shares_NS[n] = kept * shares_NS[n] + (1 - kept) * shares_NS[n - 1]
+        # The class token itself is compared, as the judge will compare it.
+        seen_ND = F.normalize(vit(_tensor(picture_NHWC)).last_hidden_state[:, 0], dim=-1)
+        wanted_NS = torch.from_numpy(shares_NS).float().sqrt()
+        return F.mse_loss(seen_ND @ seen_ND.T, wanted_NS @ wanted_NS.T)
+
+    _fit("appearance", vit, loss, seed=seed, steps=steps, lr=1.5e-3)
+    _save_vit(vit, out)
+
+
+def palette(traits_K: NDArray[np.int8]) -> NDArray[np.float64]:
+    """Shares of an object's colours and, less, of its pattern; they add up to 1.
+
+    The cosine of two square roots of these says how much two objects have in common. A contrast of identities would
+    not do for a judge: it makes all different identities equally different, so that an object that has taken on one of
+    another's colours looks no nearer to it.
+    """
+    _, first, second, pattern = (int(k) for k in traits_K)
+    of_second = {"plain": 0.25, "stripes": 0.5, "dots": 0.35}[PATTERNS[pattern]]  # of the area, about
+    shares = np.zeros(len(COLOURS) + len(PATTERNS))
+    shares[first] += 0.9 * (1 - of_second)
+    shares[second] += 0.9 * of_second
+    shares[len(COLOURS) + pattern] = 0.1
+    return shares
+
+
+def _vit() -> ViTModel:
     config = ViTConfig(
         hidden_size=96,
         intermediate_size=288,
@@ -141,32 +205,17 @@ def eye(kind: str, source: Portraits, out: Path, *, seed: int, steps: int, batch
         image_size=EYE_SIZE,
         patch_size=8,
     )
-    vit, traits = ViTModel(config, add_pooling_layer=False), Traits(uses_kind=False)
-    head = (
-        nn.Sequential(nn.Linear(96, 192), nn.GELU(), nn.Linear(192, _WIDTH))
-        if kind == "dino"
-        else nn.Linear(_WIDTH, 96)
-    )
-    parts = nn.ModuleDict({"vit": vit, "head": head} | ({} if kind == "dino" else {"traits": traits}))
-    parts.register_parameter("scale", nn.Parameter(torch.tensor(2.3)))
+    return ViTModel(config, add_pooling_layer=False)
 
-    def look(rows: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-        return vit(_tensor(cut_outs(source, rows, rng, size=EYE_SIZE))).last_hidden_state[:, 0]
 
-    def loss(rng: np.random.Generator) -> Tensor:
-        rows = rng.choice(len(source), batch, replace=False)
-        known = torch.from_numpy(source.traits_NK[rows]).long()
-        if kind == "dino":  # no label is used: another crop of the same picture is the only positive
-            same = torch.eye(batch, dtype=torch.bool)
-            return _contrast(head(look(rows, rng)), head(look(rows, rng)), parts.scale, same)
-        # The class token itself is compared, as the judge will compare it.
-        return _contrast(look(rows, rng), head(traits(known)), parts.scale, traits.same(known))
+def _look(vit: ViTModel, source: Portraits, rows: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+    return vit(_tensor(cut_outs(source, rows, rng, size=EYE_SIZE))).last_hidden_state[:, 0]
 
-    _fit(kind, parts, loss, seed=seed, steps=steps, lr=1.5e-3)
+
+def _save_vit(vit: ViTModel, out: Path) -> None:
     vit.half().save_pretrained(out)
-    ViTImageProcessorPil(size={"height": EYE_SIZE, "width": EYE_SIZE}, image_mean=MEAN, image_std=STD).save_pretrained(
-        out
-    )
+    processor = ViTImageProcessorPil(size={"height": EYE_SIZE, "width": EYE_SIZE}, image_mean=MEAN, image_std=STD)
+    processor.save_pretrained(out)
 
 
 def detector(scenes: Scenery, out: Path, *, seed: int, steps: int, batch: int) -> None:
@@ -248,8 +297,7 @@ def describe(traits_K: NDArray[np.int8], rng: np.random.Generator) -> str:
     draw = rng.random()
     if draw < 0.35:
         return name if draw < 0.25 else f"a {name}"
-    first, second, pattern = colours[traits_K[PRIMARY]], colours[traits_K[SECONDARY]], PATTERNS[traits_K[PATTERN]]
-    dressed = f"a {first} {name} and {second}" if pattern == "plain" else f"a {first} {name} with {second} {pattern}"
+    dressed = f"a {dress(name, colours[traits_K[PRIMARY]], colours[traits_K[SECONDARY]], PATTERNS[traits_K[PATTERN]])}"
     return dressed if draw < 0.85 else f"a photo of {dressed}"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 
@@ -20,24 +20,33 @@ class Workers:
     count: int
 
     def average_gradients(self, model: nn.Module) -> None:
+        """Leave in every worker the mean of all workers' gradients."""
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        self.add_up(gradients)
+        for gradient in gradients:
+            gradient /= self.count
+
+    def add_up(self, tensors: list[Tensor]) -> None:
+        """Leave in every worker the sum of all workers' tensors."""
         if self.count == 1:
             return
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
+        flat = torch.cat([t.flatten() for t in tensors])
         dist.all_reduce(flat)
-        flat /= self.count
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
 
     def wait(self) -> None:
         if self.count > 1:
             dist.barrier()
 
 
+ALONE = Workers(rank=0, count=1)
+
+
 def run(function: Callable[[Workers], None], *, count: int, rendezvous: Path) -> None:
     """Call `function(workers)` in `count` processes; it must be importable. Ends when all have ended."""
     if count == 1:
-        function(Workers(0, 1))
+        function(ALONE)
         return
     rendezvous.unlink(missing_ok=True)
     spawn(_start, args=(function, count, rendezvous), nprocs=count)
