@@ -24,7 +24,7 @@ from mip.config import STAGES, Paths, load_profile
 from mip.errors import ConfigError, DataError, MipError
 from mip.tables import write_text
 
-PARAMETERS, LOCK = Path("params.yaml"), Path("dvc.lock")
+PARAMETERS, GRAPH, LOCK = Path("params.yaml"), Path("dvc.yaml"), Path("dvc.lock")
 _DVC = [sys.executable, "-m", "dvc"]
 _UP_TO_DATE = "up to date"
 
@@ -43,11 +43,11 @@ def main(profile: str | None = None) -> int:
 def run(paths: Paths) -> int:
     """`dvc repro` with a server, where there is anything to do, and what to know afterwards."""
     began, before = time.time(), _outputs()
-    if _UP_TO_DATE in _dvc("status").stdout:
+    if _UP_TO_DATE in _dvc("status", GRAPH.name).stdout:
         code = 0
     else:
         with server(ROOT / ".prefect") as url:
-            code = dvc_repro(url=url)
+            code = dvc_repro(GRAPH.name, url=url)
     if code == 0:
         print(_times(paths.timings, since=began, total=time.time() - began))
         print(_changes(before))
@@ -158,7 +158,7 @@ def _outputs() -> dict[str, object]:
 def _changes(before: dict[str, object]) -> str:
     """Why git is not clean afterwards, if it is not."""
     status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout
-    if LOCK.name not in status:
+    if LOCK.name not in {line[3:] for line in status.splitlines()}:
         return f"git: {LOCK} is as committed"
     changed = [name for name, outputs in _outputs().items() if outputs != before.get(name)]
     reason = f"the outputs of {', '.join(changed)} are new" if changed else "it has been since before this run"

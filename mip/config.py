@@ -129,7 +129,7 @@ class Score(Section):
 
 class Manifest(Section):
     threshold: float | None  # on the score; null keeps all
-    top_k: PositiveInt | None  # the best ones; null keeps all
+    top_k: PositiveInt | None  # the first ones; null keeps all
     order: Literal["score", "random"]  # who comes first: the best, or anyone (the control of an experiment)
     max_per_class_pair: PositiveInt | None
     duplicate_distance: NonNegativeInt  # bits between perceptual hashes, of 64; at most this far apart is a duplicate

@@ -33,21 +33,21 @@ def generate_on_layouts(
     *,
     method: str,
     models: Models,
-    layouts: Path,
+    judge: Evaluate,
+    index: Path,
     level: int,
-    scale: float | None,
     adapter: Path,
     out: Path,
     work: Path,
 ) -> Path:
-    """Draw tasks whose layout is given, at a scale chosen before."""
+    """Choose the method's scale and draw where the layout is given."""
     return generation.generate_on_layouts(
         config,
         method=method,
         models=models,
-        layouts=layouts,
+        judge=judge,
+        index=index,
         level=level,
-        scale=scale,
         adapter=adapter,
         out=out,
         work=work,

@@ -1,9 +1,11 @@
 """experiment/dvc.yaml and experiment/params.yaml agree with each other and with the code that they run."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import Flow
 from ruamel.yaml import YAML
 
 from mip.evaluation.experiment import load_plan
@@ -29,6 +31,33 @@ def test_all_code_that_a_stage_imports_is_in_its_deps(name: str):
     assert (sorted(needed - listed), sorted(listed - needed)) == ([], []), "(missing in dvc.yaml, no longer needed)"
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_the_flow_that_a_stage_runs_can_be_imported(name: str):
+    module = _stage(name)["cmd"].split()[2]
+    flows = [value for value in vars(importlib.import_module(module)).values() if isinstance(value, Flow)]
+    assert [flow.name for flow in flows] == [module.rpartition(".")[2]]
+
+
+def test_every_parameter_that_a_stage_names_is_in_its_file():
+    for name in STAGES:
+        for entry in _stage(name)["params"]:
+            for file, keys in entry.items() if isinstance(entry, dict) else [("params.yaml", [entry])]:
+                content = YAML(typ="safe").load((ROOT / file).read_text())
+                for key in keys or []:
+                    place = content
+                    for part in key.replace("${profile}", PLAN.experiment.profile).split("."):
+                        if not part.startswith("${"):
+                            place = place[part]
+
+
+def test_a_control_draws_as_it_was_trained():
+    for name, control in PLAN.experiment.controls.items():
+        method = METHODS[name]
+        assert (method.merge, method.gated is not False) == (control.merge, control.gated)
+    assert PLAN.experiment.layouts.set in PLAN.experiment.sets
+    assert set(PLAN.experiment.controls) <= set(PLAN.experiment.methods) <= set(METHODS)
+
+
 def test_sets_methods_and_controls_are_those_of_the_parameters():
     plan = PLAN.experiment
     assert STAGES["benchmark"]["foreach"] == list(plan.sets)
@@ -47,7 +76,7 @@ def test_methods_are_known_and_a_trained_one_waits_for_its_adapter():
     adapters = {name: f"data/experiment/adapters/{name}/" for name in PLAN.experiment.controls}
     for stage in ("draw_pairs", "draw_triples", "layouts"):
         for name, item in STAGES[stage]["foreach"].items():
-            own = adapters.get(name, f"data/{PLAN.experiment.profile}/adapter/")
+            own = adapters.get(name, "data/${profile}/adapter/")
             assert item["weights"].startswith(own) == METHODS[name].is_trained
 
 
@@ -57,8 +86,10 @@ def test_a_control_differs_from_the_profile_s_training_in_what_it_says_alone():
         assert PLAN.train(name).model_dump() == {**own, "merge": control.merge, "gated": control.gated}
 
 
-def test_the_unselected_samples_are_as_many():
-    assert PLAN.unselected.top_k == PLAN.profile.manifest.top_k and PLAN.unselected.order == "random"
+def test_the_unselected_samples_are_as_many_and_no_score_decides():
+    assert PLAN.profile.manifest.top_k is not None
+    assert PLAN.unselected.top_k == PLAN.profile.manifest.top_k
+    assert (PLAN.unselected.order, PLAN.unselected.threshold) == ("random", None)
 
 
 def test_there_are_enough_tasks_for_the_claim():

@@ -12,7 +12,7 @@ from tasks.ingest import index_source
 
 
 @flow
-def benchmark(_: str, plan: Plan, part: str) -> int:
+def benchmark(name: str, plan: Plan, part: str) -> int:
     """Index the set's benchmark."""
     paths = paths_of(part)
     return count_rows(index_source(plan.experiment.sets[part], out=paths.index, work=paths.work / "ingest"))

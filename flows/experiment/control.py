@@ -12,7 +12,7 @@ from tasks.train import train_adapter
 
 
 @flow
-def control(_: str, plan: Plan, method: str) -> int:
+def control(name: str, plan: Plan, method: str) -> int:
     """Train a control."""
     is_selected = plan.experiment.controls[method].is_selected
     samples = Paths(plan.experiment.profile) if is_selected else paths_of("unselected")

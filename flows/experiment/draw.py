@@ -12,7 +12,7 @@ from tasks.generate import generate_images
 
 
 @flow
-def draw(_: str, plan: Plan, part: str, method: str) -> int:
+def draw(name: str, plan: Plan, part: str, method: str) -> int:
     """Choose the method's scale on the set's validation tasks and draw the set."""
     paths = paths_of(part)
     out = generate_images(

@@ -14,12 +14,13 @@ from tasks.provenance import provenance
 
 
 @flow
-def judge(_: str, plan: Plan, part: str) -> int:
+def judge(name: str, plan: Plan, part: str) -> int:
     """Judge the images of all methods."""
     paths, config, methods = paths_of(part), plan.profile.evaluate, plan.experiment.methods
     if part == "layouts":
-        source = paths_of(plan.experiment.layouts.set).index / "source"
-        locate_tasks(source / "layouts", paths.index)
+        index = paths_of(plan.experiment.layouts.set).index
+        source = index / "source"
+        locate_tasks(source / "layouts", index, paths.index)
         config = config.model_copy(update={"calibration": (source / "calibration").as_posix()})
         methods = plan.experiment.layouts.methods
     tables = [paths.images / method / "images.parquet" for method in methods]
@@ -30,7 +31,7 @@ def judge(_: str, plan: Plan, part: str) -> int:
         methods=methods,
         judge_cache=paths.judge,
         metrics=paths.metrics,
-        provenance=provenance(plan.profile, inputs=[paths.index / "tasks.parquet", *tables]),
+        provenance=provenance(plan.profile, inputs=[paths.index / "tasks.parquet", *tables], beside=plan.experiment),
     )
     return sum(count_rows(table) for table in tables)
 

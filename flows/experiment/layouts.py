@@ -1,6 +1,5 @@
 """layouts: one method draws where the layout is given, `python -m flows.experiment.layouts METHOD`."""
 
-import json
 import sys
 
 from prefect import flow
@@ -11,23 +10,22 @@ from mip.data.parts import count_rows
 from mip.evaluation.experiment import Plan
 from tasks.generate import generate_on_layouts
 
-_LIKE = {"oracle": "mip"}  # draws with another method's adapter and scale
+_LIKE = {"oracle": "mip"}  # draws with another method's adapter
 
 
 @flow
-def layouts(_: str, plan: Plan, method: str) -> int:
-    """Draw the layouts at the scale that the method chose for their set."""
+def layouts(name: str, plan: Plan, method: str) -> int:
+    """Choose the method's scale on the validation tasks' layouts and draw the others."""
     given = plan.experiment.layouts
-    paths, own = paths_of(given.set), paths_of("layouts")
-    like = _LIKE.get(method, method)
+    own = paths_of("layouts")
     out = generate_on_layouts(
         plan.experiment.generate,
         method=method,
         models=plan.profile.models,
-        layouts=paths.index / "source" / "layouts",
+        judge=plan.profile.evaluate,
+        index=paths_of(given.set).index,
         level=given.level,
-        scale=json.loads((paths.images / like / "scale.json").read_text())["scale"],
-        adapter=adapter_of(like, plan),
+        adapter=adapter_of(_LIKE.get(method, method), plan),
         out=own.images / method,
         work=own.work / "draw" / method,
     )

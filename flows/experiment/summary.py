@@ -10,7 +10,7 @@ from tasks.experiment import summarise
 
 
 @flow
-def summary(_: str, plan: Plan) -> int:
+def summary(name: str, plan: Plan) -> int:
     """Say what was found."""
     parts = {part: paths_of(part) for part in (*plan.experiment.sets, "layouts")}
     summarise(plan.profile.evaluate, parts=parts, out=Paths(NAME).reports / "summary")

@@ -12,7 +12,7 @@ from tasks.manifest import build_manifest
 
 
 @flow
-def unselected(_: str, plan: Plan) -> int:
+def unselected(name: str, plan: Plan) -> int:
     """Build the manifest and encode it."""
     of_profile, own = Paths(plan.experiment.profile), paths_of("unselected")
     manifest = build_manifest(

@@ -89,7 +89,7 @@ def _write_sheets(
     samples: Path,
     out: Path,
 ) -> None:
-    """accepted.png: the best ones. rejected.png: of every reason alike, spread over its ranks."""
+    """accepted.png: the first ones. rejected.png: of every reason alike, spread over its ranks."""
     best = [name for name, _ in zip(accepted, range(config.sheet), strict=False)]  # accepted is in the order of rank
     share = max(1, config.sheet // max(1, len(reasons)))
     chosen = [
@@ -107,7 +107,7 @@ def _write_sheets(
     write_sheet(
         out / "accepted.png",
         [_tile(rows[name], f"{accepted[name].rank}. {accepted[name].score:.3f}") for name in best],
-        title=f"The best {len(best)} of {len(accepted)} accepted samples: rank, score, objects, caption",
+        title=f"The first {len(best)} of {len(accepted)} accepted samples: rank, score, objects, caption",
     )
     write_sheet(
         out / "rejected.png",

@@ -36,12 +36,12 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Ranked:
-    """The columns that decide, of all scored samples, best first. Columnar: the rows themselves stay on disk."""
+    """The columns that decide, of all scored samples, in their order. Columnar: the rows themselves stay on disk."""
 
     table: pa.Table
 
     def rows(self) -> Iterator[Row]:
-        """All of them, best first."""
+        """All of them, in their order."""
         for batch in self.table.to_batches(max_chunksize=_BATCH):
             yield from batch.to_pylist()
 
@@ -53,7 +53,7 @@ class Ranked:
 class Accepted:
     """What choosing adds to a sample."""
 
-    rank: int  # 1 is the best
+    rank: int  # 1 is the first
     score: float
     phash: str  # 16 hexadecimal digits
     split: str
@@ -99,7 +99,7 @@ Verdict = Accepted | tuple[Reason, str]
 
 
 def verdicts(config: Manifest, ranked: Ranked, leaks: NearHashes) -> Iterator[tuple[int, Row, Verdict]]:
-    """(place, row, verdict) of every sample, best first. An image is read only where nothing else has ruled it out."""
+    """(place, row, verdict) of every sample, in order. An image is read only where nothing else has ruled it out."""
     taken: Counter[str] = Counter()
     exact: dict[str, str] = {}
     near = NearHashes(config.duplicate_distance)

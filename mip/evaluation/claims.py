@@ -4,7 +4,8 @@ C combinations
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from mip.evaluation.intervals import Floats, Integers, Interval, by_combination,
 from mip.tables import Row
 
 _FLIPS = 10_000  # of the permutation test
-LOWER = frozenset({"confused", "confused_present", "swap_rate", "leak", "count_error"})  # is better
+PRESENT = "confused_present"
+LOWER = frozenset({"confused", PRESENT})  # is better
 
 
 @dataclass(frozen=True)
@@ -25,25 +27,26 @@ class Claim:
     own: Interval
     other: Interval
     difference: Interval  # own less other, paired by combination
-    p_value: float | None  # two-sided sign-flip test of the paired differences
+    p_value: float | None  # two-sided sign-flip test of the paired differences, by Holm over all claims made together
 
     @property
     def is_apart(self) -> bool:
-        """Whether the method is better and the two intervals do not overlap."""
+        """Whether the method is better and the two sides' own intervals do not overlap."""
         if self.own.low is None or self.own.high is None or self.other.low is None or self.other.high is None:
             return False
         return self.own.high < self.other.low if self.metric in LOWER else self.own.low > self.other.high
 
     @property
-    def is_no_worse(self) -> bool:
-        """Whether the paired difference leaves room for the method being equal or better."""
-        if self.difference.low is None or self.difference.high is None:
-            return False
-        return self.difference.low <= 0 if self.metric in LOWER else self.difference.high >= 0
+    def verdict(self) -> Literal["better", "worse", "undecided"]:
+        """What the interval of the paired difference says."""
+        low, high = self.difference.low, self.difference.high
+        if low is None or high is None or low <= 0 <= high:
+            return "undecided"
+        return "better" if (high < 0) == (self.metric in LOWER) else "worse"
 
     def to_row(self) -> Row:
         """For a JSON file."""
-        return {**asdict(self), "is_apart": self.is_apart, "is_no_worse": self.is_no_worse}
+        return {**asdict(self), "is_apart": self.is_apart, "verdict": self.verdict}
 
 
 def claims(
@@ -55,8 +58,7 @@ def claims(
         rows: of kind "per_task", of all methods.
         method: whose claims they are.
         rivals: with whom it is compared.
-        metrics: columns of the rows, and "confused_present" and "swap_rate": those over the tasks in which both show
-            every object.
+        metrics: columns of the rows, or PRESENT: confused over the tasks in which both show every object.
         bootstrap: draws; the same combinations in all of them.
         seed: of the draws and of the test.
     """
@@ -74,7 +76,18 @@ def claims(
             sides = [by_combination(side, combinations, order) for side in zip(*values, strict=True)]
             covered = sum(own is not None for own, _ in values)
             made.append(_claim(method, rival, metric, sides[0], sides[1], sampled, covered=covered, seed=seed))
-    return made
+    return [replace(claim, p_value=p) for claim, p in zip(made, holm([c.p_value for c in made]), strict=True)]
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """The p-values corrected for their number (Holm 1979); None stays None."""
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for done, (p, place) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(known) - done)))
+        corrected[place] = largest
+    return corrected
 
 
 def sign_flip_p(difference_C: Floats, *, seed: int) -> float | None:
@@ -103,11 +116,10 @@ def _claim(
 
 def _values(metric: str, own: Row, other: Row) -> tuple[float | None, float | None]:
     """The metric of a task by both methods; None for both where it does not cover the task in one of them."""
-    if metric in ("confused_present", "swap_rate"):
+    if metric == PRESENT:
         if own["presence"] != 1 or other["presence"] != 1:
             return None, None
-        column = "confused" if metric == "confused_present" else "swapped"
-        return float(own[column]), float(other[column])
+        metric = "confused"
     if own[metric] is None or other[metric] is None:
         return None, None
     return float(own[metric]), float(other[metric])

@@ -70,23 +70,30 @@ def generate_on_layouts(
     *,
     method: str,
     models: Models,
-    layouts: Path,
+    judge: Evaluate,
+    index: Path,
     level: int,
-    scale: float | None,
     adapter: Path,
     out: Path,
     work: Path,
 ) -> Path:
-    """Draw the tasks of a folder of layouts (`Layouts`), each from its scene noised to `level`. Returns `out`.
+    """Draw the tasks whose layouts the benchmark's source brings, each from its scene noised to `level`. Returns `out`.
 
-    Places and classes are then given: what a method does wrong is in the looks alone. `scale` is the one that
-    `generate` chose for the method.
+    Places and classes are then given: what a method does wrong is in the looks alone. Writes what `generate` writes,
+    but for the maps; the scale is chosen on the validation tasks with their layouts.
     """
-    how, given = method_named(method), Layouts(layouts, level)
-    painter = Painter(config, name=method, method=how, models=models, weights=_weights(how, adapter), layouts=given)
-    place = work / f"{method}-{fingerprint(painter=painter.version, tasks=given.tasks, level=level, scale=scale)}"
-    painter.draw(given.tasks, scale=scale, folder=place / "images", maps=0)
-    return _finish(painter, given.tasks, scale=scale, place=place, out=out)
+    how, weights = method_named(method), _weights(method_named(method), adapter)
+    of_tasks, of_validation = (Layouts(index / "source" / name, level) for name in ("layouts", "layouts-validation"))
+    painters = [
+        Painter(config, name=method, method=how, models=models, weights=weights, layouts=layouts)
+        for layouts in (of_tasks, of_validation)
+    ]
+    version = fingerprint(painters=[p.version for p in painters], scales=config.scales, judge=judge)
+    place = work / f"{method}-{version}"
+    choice = _scale(config, painter=painters[1], judge=judge, index=index, validation=of_validation.tasks, work=place)
+    painters[0].draw(of_tasks.tasks, scale=choice["scale"], folder=place / "images", maps=0)
+    write_json(place / "images" / "scale.json", choice)
+    return _finish(painters[0], of_tasks.tasks, scale=choice["scale"], place=place, out=out)
 
 
 def _weights(method: Method, adapter: Path) -> Path | None:

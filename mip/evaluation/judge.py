@@ -269,10 +269,13 @@ def rendered_scenes(folder: Path) -> list[Drawn]:
     return drawn
 
 
-def locate_tasks(folder: Path, out: Path) -> Path:
-    """Write out/tasks.parquet: the tasks of rendered scenes, with their references' files where they are."""
+def locate_tasks(folder: Path, like: Path, out: Path) -> Path:
+    """Write out/tasks.parquet: the tasks of rendered scenes, with their references' files where they are.
+
+    `like` is the index of the benchmark whose tasks they are.
+    """
     tasks = [scene.task for scene in rendered_scenes(folder)]
-    return write_table(out / "tasks.parquet", "tasks", tasks, check_kind(folder / "tasks.parquet", "tasks"))
+    return write_table(out / "tasks.parquet", "tasks", tasks, check_kind(like / "tasks.parquet", "tasks"))
 
 
 def reference_photos(reference: Row) -> dict[str, Opener]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mip.errors import ConfigError, DataError
 from mip.evaluation.judge import Drawn, rendered_scenes
-from mip.tables import Row
+from mip.tables import Row, file_hash, fingerprint
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Layouts:
 
     folder: Path
     level: int
+
+    @cached_property
+    def version(self) -> str:
+        """All that decides where sampling starts, in one hash."""
+        return fingerprint(scenes=file_hash(self.folder), level=self.level)
 
     @cached_property
     def tasks(self) -> list[Row]:
@@ -61,6 +66,7 @@ class Layouts:
         assert isinstance(late, Late)
         return late
 
+    @torch.no_grad()
     def latents(
         self,
         pipe: StableDiffusionXLPipeline,

@@ -107,7 +107,7 @@ def evaluate(
     order = sorted({task["combination"] for task in tasks})
     sampled = draws(len(order), count=config.bootstrap, seed=config.seed)
     values = {method: metric_values(judged, method) for method in methods}
-    header = {**check_kind(index / "tasks.parquet", "tasks"), **{k: provenance[k] for k in _HEADER if k in provenance}}
+    header = {**provenance, **check_kind(index / "tasks.parquet", "tasks")}
     content = {
         "schema_version": SCHEMA_VERSION,
         "benchmark": header.get("benchmark", "unknown"),

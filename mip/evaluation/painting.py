@@ -56,7 +56,9 @@ class Painter:
         here = Path(__file__)
         files = [here, here.with_name("layouts.py"), *sorted(_MODEL_CODE.glob("*.py"))]
         code = {path.name: file_hash(path) for path in files}
+        start = {} if self.layouts is None else {"layouts": self.layouts.version}
         return {
+            **start,
             "params": fingerprint(settings=settings, method=asdict(self.method)),
             "models": version_of(torch, diffusers, transformers, **networks),
             "adapter": file_hash(self._checked_weights()) if self.weights is not None else "",

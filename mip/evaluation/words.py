@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from PIL import Image
@@ -43,7 +44,7 @@ def word_localisation(
     Args:
         pipe: any SDXL pipeline; left as it was.
         pictures: all of one size, which the autoencoder can take.
-        levels: timesteps of the scheduler.
+        levels: timesteps of training.
         seed: of the noise.
         batch: pictures that are seen at a time.
     """
@@ -99,13 +100,20 @@ def _look(
     time_ids = torch.tensor([[height, width, 0, 0, height, width]], device=device, dtype=unet.dtype)
     size = (latents_BCHW.shape[2], latents_BCHW.shape[3])
     unet(
-        pipe.scheduler.add_noise(latents_BCHW, noise, timestep_B),
+        _noise_levels(pipe).add_noise(latents_BCHW, noise, timestep_B),  # pyright: ignore[reportArgumentType]
         timestep_B,
         prompt_BTE,
         added_cond_kwargs={"text_embeds": pooled_BD, "time_ids": time_ids.expand(len(part), -1)},
         cross_attention_kwargs={"references": _names_only(pipe, part, size), "reference_maps": maps},
     )
     return size
+
+
+def _noise_levels(pipe: StableDiffusionXLPipeline) -> DDPMScheduler:
+    """The base's noise levels as in training, whatever scheduler samples."""
+    levels = DDPMScheduler.from_config(pipe.scheduler.config)
+    assert isinstance(levels, DDPMScheduler)
+    return levels
 
 
 def _names_only(pipe: StableDiffusionXLPipeline, part: Sequence[Pictured], size: tuple[int, int]) -> References:

@@ -56,12 +56,15 @@ class OfficialAttnProcessor(MIPAttnProcessor):
         """As MIPAttnProcessor's; only what the public code can do.
 
         Raises:
-            ReferencesError: a plain IP-Adapter, another merge than "weighted", regions, or absent references.
+            ReferencesError: a plain IP-Adapter, another merge than "weighted", regions, absent references, a mask, or a
+                recorder of maps.
         """
         if references is None or references.count == 0:
             return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         rows = references.rows(hidden_states.shape[0])
         self._check(rows)
+        if attention_mask is not None or reference_maps is not None:
+            raise ReferencesError('got a mask of the prompt or a recorder of maps; use arithmetic="fast" for these')
         assert encoder_hidden_states is not None and attn.to_k is not None and attn.to_v is not None
         assert attn.to_out is not None and self.text_to_weight is not None
         q_XQD = attn.head_to_batch_dim(attn.to_q(hidden_states))

@@ -47,6 +47,7 @@ class Toybox:
         write_calibration(folder / "calibration", folder / "validation", split="validation", seed=chosen.seed)
         write_checks(folder, folder / "benchmark", split="benchmark", seed=chosen.seed)
         write_layouts(folder / "layouts", folder / "benchmark", split="benchmark", seed=chosen.seed)
+        write_layouts(folder / "layouts-validation", folder / "validation", split="validation", seed=chosen.seed)
 
     def shards(self, folder: Path) -> list[Shard]:
         return tar_shards(folder / "shards")

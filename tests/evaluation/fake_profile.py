@@ -167,7 +167,7 @@ def _judged(paths: Paths, tasks: list[Row]) -> None:
                 "inputs": {"data/toybox/images/mip": "ab" * 32},
                 "packages": {"torch": "2.14.1", "diffusers": "0.42.1"},
                 "device": "cpu",
-                "judge": {"leak_threshold": 0.123, "same_class_tasks": 0},
+                "judge": {"leak_threshold": 0.123, "errors": {"right": 0.05}, "same_class_tasks": 0},
             },
         },
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mip.evaluation.claims import claims, sign_flip_p
+from mip.evaluation.claims import claims, holm, sign_flip_p
 
 
 def _rows(method: str, confused: np.ndarray, presence: np.ndarray | None = None) -> list[dict]:
@@ -23,14 +23,14 @@ def _rows(method: str, confused: np.ndarray, presence: np.ndarray | None = None)
 
 
 def _claim(own: np.ndarray, other: np.ndarray, metric: str = "confused", presence: tuple = (None, None)):
-    rows = _rows("mip", own, presence[0]) + _rows("rival", other, presence[1])
+    rows = _rows("mip", own, presence[0]) + _rows("rival", other, presence[1])[::-1]  # paired by task, not by place
     return claims(rows, method="mip", rivals=["rival"], metrics=[metric], bootstrap=500, seed=1)[0]
 
 
 def test_a_clear_effect_is_apart_and_significant():
     rng = np.random.default_rng(0)
     claim = _claim(rng.random((40, 8)) < 0.2, rng.random((40, 8)) < 0.8)
-    assert claim.is_apart and claim.is_no_worse and claim.p_value is not None and claim.p_value < 1e-3
+    assert claim.is_apart and claim.verdict == "better" and claim.p_value is not None and claim.p_value < 1e-3
     assert claim.own.value is not None and claim.other.value is not None
     assert claim.difference.value == pytest.approx(claim.own.value - claim.other.value)
 
@@ -38,21 +38,28 @@ def test_a_clear_effect_is_apart_and_significant():
 def test_noise_is_neither():
     rng = np.random.default_rng(0)
     claim = _claim(rng.random((40, 8)) < 0.5, rng.random((40, 8)) < 0.5)
-    assert not claim.is_apart and claim.is_no_worse and claim.p_value is not None and claim.p_value > 0.05
+    assert not claim.is_apart and claim.verdict == "undecided" and claim.p_value is not None and claim.p_value > 0.05
 
 
-def test_the_worse_side_is_neither_apart_nor_no_worse():
+def test_the_worse_side_is_called_so():
     rng = np.random.default_rng(0)
     claim = _claim(rng.random((40, 8)) < 0.8, rng.random((40, 8)) < 0.2)
-    assert not claim.is_apart and not claim.is_no_worse
+    assert not claim.is_apart and claim.verdict == "worse"
 
 
 def test_tasks_in_which_one_of_them_misses_an_object_do_not_count_where_all_are_present():
-    confused = np.array([[True, True], [False, False]])
-    own, other = np.array([[0.5, 1.0], [1.0, 1.0]]), np.array([[1.0, 1.0], [1.0, 0.5]])
+    confused = np.array([[True, True], [True, False]])
+    own, other = np.array([[0.5, 1.0], [1.0, 1.0]]), np.array([[1.0, 1.0], [0.5, 1.0]])
     claim = _claim(confused, ~confused, "confused_present", presence=(own, other))
-    assert claim.own.n == claim.other.n == 2
+    assert claim.own.n == claim.other.n == 2  # the second task of each
     assert (claim.own.value, claim.other.value) == (0.5, 0.5)
+    claim = _claim(confused, ~confused)
+    assert (claim.own.value, claim.other.value) == (0.75, 0.25)
+
+
+def test_holm_corrects_the_smallest_most_and_keeps_the_order():
+    assert holm([0.04, None, 0.01, 0.03]) == [pytest.approx(0.06), None, pytest.approx(0.03), pytest.approx(0.06)]
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
 
 
 def test_the_sign_flip_test_keeps_its_level():

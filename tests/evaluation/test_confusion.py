@@ -13,6 +13,7 @@ from mip.evaluation.confusion import (
     reference_similarity,
     similarity,
 )
+from mip.evaluation.judge import CHECKS
 from mip.evaluation.metrics import reference_likeness
 
 THRESHOLD = 0.15
@@ -123,3 +124,18 @@ def test_clip_i_cannot_see_a_swap():
     unit = [reference / np.linalg.norm(reference) for reference in (cat, dog)]
     looks = [one[None] for one in unit]
     assert not is_swapped(similarity(unit, looks)) and is_swapped(similarity(unit[::-1], looks))
+
+
+@pytest.mark.parametrize(
+    ("kind", "s_NN"),
+    [
+        ("right", [[0.9, 0.1], [0.1, 0.9]]),
+        ("swapped", [[0.1, 0.9], [0.9, 0.1]]),
+        ("blended", [[0.6, 0.5], [0.5, 0.6]]),
+        ("missing", [[NONE, NONE], [0.1, 0.9]]),
+    ],
+)
+def test_every_check_deserves_its_own_verdict(kind: str, s_NN: list[list[float]]):
+    verdict = judge(np.array(s_NN), np.array([[1, 0.1], [0.1, 1]]), extra=0, threshold=0.1)
+    assert CHECKS[kind](verdict)
+    assert CHECKS["right"](verdict) == (kind == "right") and CHECKS["missing"](verdict) == (kind == "missing")

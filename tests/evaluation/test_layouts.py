@@ -10,7 +10,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 
-from mip.config import Generate, Models
+from mip.config import Evaluate, Generate, Models
 from mip.errors import ConfigError, DataError
 from mip.evaluation.generation import generate_on_layouts
 from mip.evaluation.layouts import Layouts
@@ -20,18 +20,19 @@ from tests.evaluation.conftest import SIDE, noise
 
 @pytest.fixture
 def layouts(index: Path, tmp_path: Path) -> Path:
-    """Scenes with the first object on the left and the second on the right."""
-    folder = tmp_path / "layouts"
+    """Scenes with the first object on the left and the second on the right, as a source brings them."""
     masks_NYX = np.zeros((2, SIDE, SIDE), bool)
     masks_NYX[0, :, : SIDE // 2], masks_NYX[1, :, SIDE // 2 :] = True, True
-    tasks = read_rows(index / "tasks.parquet", "tasks")
-    (folder / "masks").mkdir(parents=True)
-    (folder / "images").mkdir()
-    for number, task in enumerate(tasks):
-        noise(number, SIDE).save(folder / "images" / f"{task['task_id']}.png")
-        np.savez(folder / "masks" / f"{task['task_id']}.npz", masks_NYX=masks_NYX)
-    write_table(folder / "tasks.parquet", "tasks", tasks, {})
-    return folder
+    for name, table in (("layouts", "tasks"), ("layouts-validation", "validation_tasks")):
+        folder = tmp_path / "index" / "source" / name
+        tasks = read_rows(index / f"{table}.parquet", "tasks")
+        (folder / "masks").mkdir(parents=True)
+        (folder / "images").mkdir()
+        for number, task in enumerate(tasks):
+            noise(number, SIDE).save(folder / "images" / f"{task['task_id']}.png")
+            np.savez(folder / "masks" / f"{task['task_id']}.npz", masks_NYX=masks_NYX)
+        write_table(folder / "tasks.parquet", "tasks", tasks, {})
+    return tmp_path / "index" / "source" / "layouts"
 
 
 @pytest.fixture
@@ -46,17 +47,25 @@ def ddim(models: Models) -> Models:
 
 
 @pytest.fixture
-def draw(ddim: Models, layouts: Path, generate_config: Generate, adapter_files: dict[str, Path], tmp_path: Path):
-    def run(method: str, level: int = 800, scale: float | None = 1.0) -> np.ndarray:
-        out = generate_on_layouts(
-            generate_config.model_copy(update={"steps": 10}),
+def draw(
+    ddim: Models,
+    layouts: Path,
+    generate_config: Generate,
+    judge_config: Evaluate,
+    adapter_files: dict[str, Path],
+    tmp_path: Path,
+):
+    def run(method: str, scales: tuple[float, ...] = (1.0,)) -> np.ndarray:
+        out = tmp_path / "out" / method
+        generate_on_layouts(
+            generate_config.model_copy(update={"steps": 10, "scales": scales}),
             method=method,
             models=ddim,
-            layouts=layouts,
-            level=level,
-            scale=scale,
+            judge=judge_config,
+            index=layouts.parents[1],
+            level=800,
             adapter=adapter_files["sdxl"],
-            out=tmp_path / f"out-{method}-{level}-{scale}",
+            out=out,
             work=tmp_path / "work",
         )
         rows = read_rows(out / "images.parquet", "images")
@@ -93,14 +102,19 @@ def test_the_lower_the_level_the_more_of_the_scene_is_left(layouts: Path, ddim: 
     assert spreads == sorted(spreads, reverse=True) and spreads[-1] < 0.5 * spreads[0]
 
 
+def test_a_scale_is_chosen_on_the_validation_layouts(draw, tmp_path: Path):
+    draw("oracle", scales=(0.5, 1.0))
+    choice = json.loads((tmp_path / "out" / "oracle" / "scale.json").read_text())
+    assert [one["scale"] for one in choice["candidates"]] == [0.5, 1.0]
+    assert all(one["tasks"] == 2 for one in choice["candidates"])
+
+
 def test_the_oracle_takes_the_masks_in_place_of_the_words(draw, layouts: Path):
-    words, oracle = draw("mip"), draw("oracle")
-    assert np.abs(words - oracle).max() > 0
+    oracle, nowhere = draw("oracle"), draw("base")
+    assert np.abs(oracle - nowhere).max() > 0
     for file in (layouts / "masks").iterdir():
-        with np.load(file) as content:
-            masks_NYX = content["masks_NYX"]
-        np.savez(file, masks_NYX=masks_NYX[::-1])
-    assert np.abs(draw("oracle", 799) - oracle).max() > 0
+        np.savez(file, masks_NYX=np.zeros((2, SIDE, SIDE), bool))
+    assert np.abs(draw("oracle") - nowhere).max() <= 1  # no reference may act anywhere
 
 
 def test_the_oracle_needs_masks(draw, layouts: Path):

@@ -12,6 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from mip.errors import ConfigError
+from mip.evaluation import judge
 from mip.evaluation.benchmarks import read_concept101
 from mip.tables import file_hash, read_rows
 from mip.toybox.benchmark import CHECKS, combinations, concepts, write_benchmark
@@ -115,6 +116,10 @@ def test_a_benchmark_of_three_objects_is_read_as_concept101(tmp_path: Path):
 def test_more_combinations_than_there_are_is_an_error():
     with pytest.raises(ConfigError, match="there are"):
         combinations("benchmark", seed=1, count=100_000, objects=2)
+
+
+def test_the_judge_knows_every_kind_of_check():
+    assert set(CHECKS) == set(judge.CHECKS)
 
 
 def test_checks_differ_from_the_right_scene_as_their_name_says(made: Path):

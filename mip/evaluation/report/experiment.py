@@ -10,10 +10,10 @@ from mip.config import Evaluate, Paths
 from mip.evaluation.benchmarks import load_reference
 from mip.evaluation.claims import Claim, claims
 from mip.evaluation.report import findings, pictures
+from mip.evaluation.report.inputs import read_json
 from mip.evaluation.report.results import ARROWS
 from mip.tables import Row, read_rows, write_json, write_text
 
-SUBJECT = "mip"
 _SHOWN = ("presence", "confused", "swap_rate", "leak", "count_error", "clip_t", "clip_i", "dino", "localisation")
 _CLAIMED = ("confused", "confused_present", "presence", "clip_t")
 _TITLES = {
@@ -36,6 +36,9 @@ def summarise(config: Evaluate, *, parts: Mapping[str, Paths], out: Path) -> Pat
         DataError: a file of a part is missing or not what it should be.
     """
     contents = {name: findings.read_metrics(paths.metrics) for name, paths in parts.items()}
+    for content in contents.values():
+        methods = content["methods"]
+        content["methods"] = {name: methods[name] for name in findings.ordered(list(methods))}
     made = {name: _claims(config, paths, contents[name]) for name, paths in parts.items()}
     _grid(parts["pairs"], list(contents["pairs"]["methods"]), out / "grid.png")
     write_json(
@@ -47,22 +50,22 @@ def summarise(config: Evaluate, *, parts: Mapping[str, Paths], out: Path) -> Pat
             "provenance": {name: content["provenance"] for name, content in contents.items()},
         },
     )
-    blocks = [_block(name, contents[name], made[name]) for name in parts]
+    blocks = [_block(name, paths, contents[name], made[name]) for name, paths in parts.items()]
     return write_text(out / "experiment.md", _template().render(blocks=blocks))
 
 
 def _claims(config: Evaluate, paths: Paths, content: Mapping[str, Any]) -> list[Claim]:
     return claims(
         read_rows(paths.reports / "per_task.parquet", "per_task"),
-        method=SUBJECT,
-        rivals=[name for name in content["methods"] if name not in (SUBJECT, "base")],
+        method=findings.SUBJECT,
+        rivals=[name for name in content["methods"] if name not in (findings.SUBJECT, "base")],
         metrics=_CLAIMED,
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
 
 
-def _block(name: str, content: Mapping[str, Any], made: Sequence[Claim]) -> Mapping[str, Any]:
+def _block(name: str, paths: Paths, content: Mapping[str, Any], made: Sequence[Claim]) -> Mapping[str, Any]:
     known = {metric.key: metric for metric in findings.METRICS}
     shown = [known[key] for key in _SHOWN]
     return {
@@ -76,18 +79,25 @@ def _block(name: str, content: Mapping[str, Any], made: Sequence[Claim]) -> Mapp
             (findings.long_name(method), [_cell(values.get(metric.key)) for metric in shown])
             for method, values in content["methods"].items()
         ],
+        "scales": [(findings.long_name(method), _scales(paths, method)) for method in content["methods"]],
         "claims": [_claim(claim, known[claim.metric].title) for claim in made],
     }
+
+
+def _scales(paths: Paths, method: str) -> str:
+    """Every scale that was tried with its confusion on the validation tasks; the chosen one in bold."""
+    choice = read_json(paths.images / method / "scale.json")
+    tried = [(one["scale"], f"{one['scale']:g}: {one['confused']:.2f}") for one in choice["candidates"]]
+    return ", ".join(f"**{words}**" if scale == choice["scale"] else words for scale, words in tried) or "none"
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:
     if entry is None or entry["value"] is None:
         return ""
-    return f"{entry['value']:.2f} ({entry['low']:.2f}-{entry['high']:.2f})"
+    return f"{entry['value']:.2f} ({entry['low']:.2f} to {entry['high']:.2f})"
 
 
 def _claim(claim: Claim, title: str) -> Mapping[str, str | int]:
-    verdict = "apart" if claim.is_apart else "no worse" if claim.is_no_worse else "worse"
     return {
         "rival": findings.short_name(claim.rival),
         "metric": title,
@@ -96,7 +106,7 @@ def _claim(claim: Claim, title: str) -> Mapping[str, str | int]:
         "difference": _cell(vars(claim.difference)),
         "p": "" if claim.p_value is None else f"{claim.p_value:.4f}",
         "n": claim.own.n,
-        "verdict": verdict,
+        "verdict": f"{claim.verdict}, apart" if claim.is_apart else claim.verdict,
     }
 
 

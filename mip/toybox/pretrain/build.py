@@ -10,6 +10,7 @@ and process counts are fixed: the bytes of the result do not depend on the machi
 import logging
 import multiprocessing
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -119,9 +120,10 @@ def build(out: Path, work: Path) -> None:
         _in_a_process(partial(_autoencoder, work))
     if not (work / "pipeline" / "training.json").exists():
         run(partial(_base, work=work), count=PROCESSES, rendezvous=work / "rendezvous")
-    for name in VISION:
-        if not (work / name).exists():
-            _in_a_process(partial(_vision, name, work))
+    missing = [name for name in VISION if not (work / name).exists()]
+    with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for _ in pool.map(partial(_vision, work=work), missing):  # each in one thread
+            pass
     _in_a_process(partial(_single_latents, work))
     for variant, file in FILES.items():
         if not (work / "ip_adapter" / file).exists():
