@@ -114,10 +114,10 @@ class Rendered(NamedTuple):
     scene: Scene
 
 
-def _scenes_of(benchmark: Path, *, split: Split, seed: int) -> list[Rendered]:
+def _scenes_of(benchmark: Path, *, split: Split, seed: int, prompts: int = _SCENES) -> list[Rendered]:
     """Each combination's first prompts with scenes that show them right."""
     tasks, _ = read_concept101(
-        benchmark, variant="official", prompts_per_combination=_SCENES, combinations=None, seed=seed
+        benchmark, variant="official", prompts_per_combination=prompts, combinations=None, seed=seed
     )
     known = {concept.folder: concept.identity for concept in concepts(split, seed)}
     made: list[Rendered] = []
@@ -146,7 +146,7 @@ def write_checks(folder: Path, benchmark: Path, *, split: Split, seed: int) -> N
         _write_scenes(folder / f"checks-{kind}", changed, seed)
 
 
-def write_layouts(folder: Path, benchmark: Path, *, split: Split, seed: int) -> None:
+def write_layouts(folder: Path, benchmark: Path, *, split: Split, seed: int, prompts: int) -> None:
     """Grey scenes that give the places of a task's objects and nothing of their looks, with their masks.
 
     images/<task_id>.png, masks/<task_id>.npz (masks_NYX, in the order of the references), tasks.parquet.
@@ -154,7 +154,7 @@ def write_layouts(folder: Path, benchmark: Path, *, split: Split, seed: int) -> 
     grey = Identity(GREY, GREY, "plain", stretch=1.0)
     scenes = [
         one._replace(scene=replace(one.scene, things=tuple(replace(t, identity=grey) for t in one.scene.things)))
-        for one in _scenes_of(benchmark, split=split, seed=seed)
+        for one in _scenes_of(benchmark, split=split, seed=seed, prompts=prompts)
     ]
     for one, drawn in zip(scenes, _write_scenes(folder, scenes, seed), strict=True):
         with atomic(folder / "masks" / f"{one.task['task_id']}.npz") as temporary, temporary.open("wb") as file:

@@ -46,8 +46,10 @@ class Toybox:
             write_benchmark(folder / split, split=split, seed=chosen.seed, count=count, objects=chosen.objects)
         write_calibration(folder / "calibration", folder / "validation", split="validation", seed=chosen.seed)
         write_checks(folder, folder / "benchmark", split="benchmark", seed=chosen.seed)
-        write_layouts(folder / "layouts", folder / "benchmark", split="benchmark", seed=chosen.seed)
-        write_layouts(folder / "layouts-validation", folder / "validation", split="validation", seed=chosen.seed)
+        write_layouts(folder / "layouts", folder / "benchmark", split="benchmark", seed=chosen.seed, prompts=4)
+        write_layouts(
+            folder / "layouts-validation", folder / "validation", split="validation", seed=chosen.seed, prompts=1
+        )
 
     def shards(self, folder: Path) -> list[Shard]:
         return tar_shards(folder / "shards")
