@@ -1,11 +1,11 @@
 """experiment/dvc.yaml and experiment/params.yaml agree with each other and with the code that they run."""
 
-import importlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import Flow
 from ruamel.yaml import YAML
 
 from mip.evaluation.experiment import load_plan
@@ -31,11 +31,11 @@ def test_all_code_that_a_stage_imports_is_in_its_deps(name: str):
     assert (sorted(needed - listed), sorted(listed - needed)) == ([], []), "(missing in dvc.yaml, no longer needed)"
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_the_flow_that_a_stage_runs_can_be_imported(name: str):
-    module = _stage(name)["cmd"].split()[2]
-    flows = [value for value in vars(importlib.import_module(module)).values() if isinstance(value, Flow)]
-    assert [flow.name for flow in flows] == [module.rpartition(".")[2]]
+def test_the_flows_that_stages_run_can_be_imported():
+    """In a process of its own: Prefect takes over the log of the one that imports it."""
+    modules = sorted({_stage(name)["cmd"].split()[2] for name in STAGES})
+    names = [f"from {module} import {module.rpartition('.')[2]}" for module in modules]
+    subprocess.run([sys.executable, "-c", "\n".join(names)], cwd=ROOT, check=True)
 
 
 def test_every_parameter_that_a_stage_names_is_in_its_file():

@@ -254,7 +254,10 @@ def test_a_saved_pipeline_and_encoder_are_loaded_from_folders(build_pipeline, ad
         image_encoder_subfolder="encoder",
     )
     original.load_mip_adapter(adapter_files["sdxl"])
-    assert torch.equal(draw(pipeline, references=objects), draw(original, references=objects))
+    # Weights mapped from a file may be aligned otherwise in memory, and kernels then add in another order.
+    torch.testing.assert_close(
+        draw(pipeline, references=objects), draw(original, references=objects), rtol=1e-5, atol=1e-2
+    )
 
 
 def test_a_missing_file_is_reported_in_one_line(build_pipeline, tmp_path):
