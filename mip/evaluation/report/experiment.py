@@ -46,7 +46,6 @@ def summarise(config: Evaluate, *, parts: Mapping[str, Paths], out: Path) -> Pat
         {
             "claims": {name: [claim.to_row() for claim in of_part] for name, of_part in made.items()},
             "metrics": {name: content["methods"] for name, content in contents.items()},
-            "judge": {name: content["provenance"]["judge"] for name, content in contents.items()},
             "provenance": {name: content["provenance"] for name, content in contents.items()},
         },
     )
