@@ -30,8 +30,8 @@ def log_word_maps(q_BHQD: Tensor, k_BNHWD: Tensor, words_BNW: Tensor) -> Tensor:
         log_map_BNQ, float32 (float64 for float64 queries); exp of it sums to 1 over Q.
     """
     wide = torch.promote_types(q_BHQD.dtype, torch.float32)
-    # Scaling the queries before the product keeps half-precision logits in range.
-    logits_BNHWQ = torch.einsum("bhqd,bnhwd->bnhwq", q_BHQD * q_BHQD.shape[-1] ** -0.5, k_BNHWD)
+    # Scaling before the product keeps half-precision logits in range; there are far fewer keys than queries.
+    logits_BNHWQ = torch.einsum("bhqd,bnhwd->bnhwq", q_BHQD, k_BNHWD * q_BHQD.shape[-1] ** -0.5)
     # Softmax over positions, not words: each word spreads one unit of mass over the image.
     log_maps_BNHWQ = logits_BNHWQ.to(wide).log_softmax(dim=-1)
     log_maps_BNHWQ = log_maps_BNHWQ.masked_fill(~words_BNW[:, :, None, :, None], -torch.inf)
@@ -60,17 +60,16 @@ def gate(logits_BQ: Tensor) -> Tensor:
     return F.logsigmoid(wide_BQ).softmax(dim=-1) * logits_BQ.shape[-1]
 
 
-def merge(images_BNHQD: Tensor, weight_BNQ: Tensor) -> Tensor:
-    """Weighted sum over references of their features at every position: BHQD."""
-    return (images_BNHQD * weight_BNQ.to(images_BNHQD.dtype)[:, :, None, :, None]).sum(dim=1)
+def attend_weighted(q_BHQD: Tensor, k_BNHRD: Tensor, v_BNHRD: Tensor, weight_BNQ: Tensor) -> Tensor:
+    """Attention to the image tokens of each reference on its own, summed with a weight at every position: BHQD.
 
-
-def attend_each(q_BHQD: Tensor, k_BNHRD: Tensor, v_BNHRD: Tensor) -> Tensor:
-    """Attention to the image tokens of each reference on its own: BNHQD."""
-    count = k_BNHRD.shape[1]
-    q_XHQD = q_BHQD[:, None].expand(-1, count, -1, -1, -1).flatten(0, 1)
-    images_XHQD = F.scaled_dot_product_attention(q_XHQD, k_BNHRD.flatten(0, 1), v_BNHRD.flatten(0, 1))
-    return images_XHQD.unflatten(0, (-1, count))
+    The weights enter before the product with the values: one product for all references, and no features of each.
+    """
+    count, tokens = k_BNHRD.shape[1], k_BNHRD.shape[3]
+    k_BHXD, v_BHXD = (_side_by_side(t_BNHRD) for t_BNHRD in (k_BNHRD * q_BHQD.shape[-1] ** -0.5, v_BNHRD))
+    share_BHQNR = (q_BHQD @ k_BHXD.mT).unflatten(-1, (count, tokens)).softmax(dim=-1)
+    weighted_BHQNR = share_BHQNR * weight_BNQ.mT[:, None, :, :, None].to(share_BHQNR.dtype)
+    return weighted_BHQNR.flatten(-2) @ v_BHXD
 
 
 def attend_together(q_BHQD: Tensor, k_BNHRD: Tensor, v_BNHRD: Tensor, log_prior_BNQ: Tensor) -> Tensor:
@@ -82,7 +81,7 @@ def attend_together(q_BHQD: Tensor, k_BNHRD: Tensor, v_BNHRD: Tensor, log_prior_
     bias_BNQ = log_prior_BNQ.masked_fill(nowhere_B1Q, 0).to(q_BHQD.dtype)
     # (B, 1, Q, N * R): the same for all heads.
     bias = bias_BNQ.mT[:, None].repeat_interleave(k_BNHRD.shape[3], dim=-1)
-    k_BHXD, v_BHXD = (t_BNHRD.transpose(1, 2).flatten(2, 3) for t_BNHRD in (k_BNHRD, v_BNHRD))
+    k_BHXD, v_BHXD = (_side_by_side(t_BNHRD) for t_BNHRD in (k_BNHRD, v_BNHRD))
     images_BHQD = F.scaled_dot_product_attention(q_BHQD, k_BHXD, v_BHXD, attn_mask=bias)
     return images_BHQD.masked_fill(nowhere_B1Q[..., None], 0)
 
@@ -164,13 +163,17 @@ class MIPAttnProcessor(nn.Module):
                 "got references in a layer that is not SDXL cross-attention; install on its UNet only"
             )
 
-        q_BHQD = _split_heads(attn.to_q(hidden_states), attn.heads)
-        text_BQC = _join_heads(_attend_text(attn, q_BHQD, encoder_hidden_states, attention_mask))
+        # In one piece, for each of the products with it would make its own copy.
+        q_BHQD = _split_heads(attn.to_q(hidden_states), attn.heads).contiguous()
         rows = references.rows(hidden_states.shape[0])
         layer = self._prepare(attn, references, rows, reference_cache, q_BHQD.shape[2])
+        k_BHTD, v_BHTD = self._text(attn, encoder_hidden_states, reference_cache)
+        text_BQC = _join_heads(_attend_text(attn, q_BHQD, k_BHTD, v_BHTD, attention_mask))
         recorder = reference_maps if reference_maps is not None and reference_maps.wants(self.name) else None
-        merged_BQC = _join_heads(self._merged(q_BHQD, text_BQC, rows, layer, recorder))
-        return _output(attn, text_BQC + merged_BQC.to(text_BQC.dtype), residual_BQC=hidden_states)
+        merged_BHQD = self._merged(q_BHQD, text_BQC, rows, layer, recorder).to(text_BQC.dtype)
+        del q_BHQD  # as large as the result; nothing needs it from here on
+        total_BQC = _added(text_BQC, merged_BHQD)
+        return _output(attn, total_BQC, residual_BQC=hidden_states)
 
     def _prepare(
         self,
@@ -195,6 +198,15 @@ class MIPAttnProcessor(nn.Module):
 
         return build() if cache is None else cache.get((self.name, rows.batch, positions), references, build)
 
+    def _text(self, attn: Attention, context_BTE: Tensor, cache: ReferenceCache | None) -> tuple[Tensor, Tensor]:
+        """The layer's own keys and values of the prompt."""
+
+        def build() -> tuple[Tensor, Tensor]:
+            assert attn.to_v is not None
+            return _text_keys(attn, context_BTE), _split_heads(attn.to_v(context_BTE), attn.heads)
+
+        return build() if cache is None else cache.get_of_text(self.name, context_BTE, build)
+
     def _merged(
         self,
         q_BHQD: Tensor,
@@ -216,7 +228,7 @@ class MIPAttnProcessor(nn.Module):
         weight_BNQ = relevance_BNQ * scale_BN[:, :, None]
         if rows.merge == "weighted" and rows.is_gated and self.text_to_weight is not None:
             weight_BNQ = weight_BNQ * gate(self.text_to_weight(text_BQC).squeeze(-1))[:, None]
-        return merge(attend_each(q_BHQD, layer.k_BNHRD, layer.v_BNHRD), weight_BNQ)
+        return attend_weighted(q_BHQD, layer.k_BNHRD, layer.v_BNHRD, weight_BNQ)
 
 
 def _log_map(q_BHQD: Tensor, layer: LayerReferences, recorder: ReferenceMaps | None) -> Tensor:
@@ -231,6 +243,19 @@ def _weights(rows: References, layer: LayerReferences, log_map_BNQ: Tensor | Non
     if log_map_BNQ is None or not rows.uses_words:
         log_map_BNQ = torch.zeros_like(rows.scale_BN)[:, :, None].expand(-1, -1, positions)
     return relevance(log_map_BNQ.detach(), layer.log_prior_BNQ)
+
+
+def _side_by_side(t_BNHRD: Tensor) -> Tensor:
+    """The tokens of all references in one row, for each head: (B, H, N * R, D)."""
+    return t_BNHRD.transpose(1, 2).flatten(2, 3)
+
+
+def _added(text_BQC: Tensor, merged_BHQD: Tensor) -> Tensor:
+    """Their sum, BQC; in the text's own memory where no gradient needs it."""
+    heads = merged_BHQD.shape[1]
+    text_BQHD, merged_BQHD = text_BQC.unflatten(-1, (heads, -1)), merged_BHQD.transpose(1, 2)
+    total_BQHD = text_BQHD + merged_BQHD if torch.is_grad_enabled() else text_BQHD.add_(merged_BQHD)
+    return total_BQHD.flatten(2)
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
@@ -249,14 +274,12 @@ def _text_keys(attn: Attention, context: Tensor) -> Tensor:
     return _split_heads(attn.to_k(context), attn.heads)
 
 
-def _attend_text(attn: Attention, q_BHQD: Tensor, context_BTE: Tensor, mask: Tensor | None) -> Tensor:
+def _attend_text(attn: Attention, q_BHQD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, mask: Tensor | None) -> Tensor:
     # The same operations as the stock processor, so that absent references leave its very bits.
     if mask is not None:
-        batch, tokens, _ = context_BTE.shape
+        batch, tokens = k_BHTD.shape[0], k_BHTD.shape[2]
         mask = attn.prepare_attention_mask(mask, tokens, batch)
         mask = mask.view(batch, attn.heads, -1, mask.shape[-1])
-    assert attn.to_v is not None
-    k_BHTD, v_BHTD = _text_keys(attn, context_BTE), _split_heads(attn.to_v(context_BTE), attn.heads)
     return F.scaled_dot_product_attention(q_BHQD, k_BHTD, v_BHTD, attn_mask=mask).to(q_BHQD.dtype)
 
 

@@ -223,12 +223,14 @@ def layer_grid(latent_size: tuple[int, int], positions: int) -> tuple[int, int]:
 class ReferenceCache:
     """Keys, values and masks that stay the same from step to step; made for one `References` and one call.
 
-    The caller owns it and hands it over beside the references. Only for use without gradients.
+    The caller owns it and hands it over beside the references. Only for use without gradients, and while the layers'
+    weights stay as they are.
     """
 
     def __init__(self, references: References) -> None:
         self.references = references
         self._values: dict[tuple[str, int, int], object] = {}
+        self._of_text: dict[str, tuple[Tensor, int, object]] = {}
 
     def get(self, key: tuple[str, int, int], references: References, build: Callable[[], _Value]) -> _Value:
         """The value for (layer, batch, positions), built at the first request.
@@ -243,6 +245,13 @@ class ReferenceCache:
         if key not in self._values:
             self._values[key] = build()
         return self._values[key]  # pyright: ignore[reportReturnType]
+
+    def get_of_text(self, layer: str, context_BTE: Tensor, build: Callable[[], _Value]) -> _Value:
+        """The value for a layer and this very text, built anew when a callback has put another in its place."""
+        known = self._of_text.get(layer)
+        if known is None or known[0] is not context_BTE or known[1] != context_BTE._version:
+            known = self._of_text[layer] = (context_BTE, context_BTE._version, build())
+        return known[2]  # pyright: ignore[reportReturnType]
 
 
 @dataclass

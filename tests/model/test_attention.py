@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mip.errors import ReferencesError
-from mip.model.attention import attend_each, attend_together, gate, log_word_maps, merge, relevance
+from mip.model.attention import attend_together, attend_weighted, gate, log_word_maps, relevance
 from mip.model.references import ReferenceCache, ReferenceMaps
 
 WORDS_12W = torch.tensor([[[True, True, False], [True, False, False]]])
@@ -72,16 +72,18 @@ def test_gate_has_mean_1_however_small_the_sigmoid_is(shift):
     torch.testing.assert_close(gate_BQ.mean(dim=1), torch.ones(2))
 
 
-def test_merge_is_the_weighted_sum():
-    images_BNHQD, weight_BNQ = torch.randn(2, 3, 2, 9, 4), torch.rand(2, 3, 9)
+def test_merge_is_the_weighted_sum_of_the_attention_to_each_reference():
+    q_BHQD, (k_BNHRD, v_BNHRD) = torch.randn(2, 2, 9, 4).double(), torch.randn(2, 2, 3, 2, 5, 4).double()
+    weight_BNQ = torch.rand(2, 3, 9).double()
+    images_BNHQD = (q_BHQD[:, None] @ k_BNHRD.mT / 2).softmax(dim=-1) @ v_BNHRD
     expected_BHQD = torch.einsum("bnhqd,bnq->bhqd", images_BNHQD, weight_BNQ)
-    torch.testing.assert_close(merge(images_BNHQD, weight_BNQ), expected_BHQD)
+    torch.testing.assert_close(attend_weighted(q_BHQD, k_BNHRD, v_BNHRD, weight_BNQ), expected_BHQD)
 
 
 def test_attention_to_all_tokens_of_one_reference_is_attention_to_each():
     q_BHQD, k_BNHRD, v_BNHRD = torch.randn(2, 2, 9, 4), torch.randn(2, 1, 2, 5, 4), torch.randn(2, 1, 2, 5, 4)
     together_BHQD = attend_together(q_BHQD, k_BNHRD, v_BNHRD, torch.zeros(2, 1, 1))
-    torch.testing.assert_close(together_BHQD, attend_each(q_BHQD, k_BNHRD, v_BNHRD)[:, 0])
+    torch.testing.assert_close(together_BHQD, attend_weighted(q_BHQD, k_BNHRD, v_BNHRD, torch.ones(2, 1, 9)))
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"references": None}])
@@ -324,3 +326,18 @@ def test_gradient_checkpointing_changes_nothing(installed, run_unet, make_refere
         grads.append(image_BNRE.grad)
         installed.train().enable_gradient_checkpointing()
     torch.testing.assert_close(grads[0], grads[1], atol=1e-4, rtol=1e-4)
+
+
+def test_the_prompt_keys_are_kept_for_this_very_text_only():
+    text_BTE, calls = torch.randn(1, 3, 4), []
+
+    def build() -> int:
+        calls.append(len(calls))
+        return len(calls)
+
+    cache = ReferenceCache(None)  # pyright: ignore[reportArgumentType]
+    assert [cache.get_of_text("a", text_BTE, build), cache.get_of_text("a", text_BTE, build)] == [1, 1]
+    assert cache.get_of_text("b", text_BTE, build) == 2
+    assert cache.get_of_text("a", text_BTE.clone(), build) == 3
+    text_BTE += 1
+    assert cache.get_of_text("a", text_BTE, build) == 4
