@@ -11,6 +11,7 @@ from typing import Any
 
 from mip.config import Evaluate, Generate, Models
 from mip.errors import ConfigError, DataError
+from mip.evaluation.crew import Crew
 from mip.evaluation.judge import Drawn, Judge
 from mip.evaluation.layouts import Layouts
 from mip.evaluation.methods import Method, method_named
@@ -59,8 +60,10 @@ def generate(
         painter=painter.version, tasks=tasks, validation=validation, scales=config.scales, judge=judge
     )
     place = work / f"{method}-{version}"
-    choice = _scale(config, painter=painter, judge=judge, index=index, validation=validation, work=place)
-    painter.draw(tasks, scale=choice["scale"], folder=place / "images", maps=config.maps if how.has_maps else 0)
+    with Crew(config.processes) as crew:
+        choice = _scale(config, crew, painter=painter, judge=judge, index=index, validation=validation, work=place)
+        maps = config.maps if how.has_maps else 0
+        crew.draw(painter, tasks, scale=choice["scale"], folder=place / "images", maps=maps)
     write_json(place / "images" / "scale.json", choice)
     return _finish(painter, tasks, scale=choice["scale"], place=place, out=out)
 
@@ -90,8 +93,10 @@ def generate_on_layouts(
     ]
     version = fingerprint(painters=[p.version for p in painters], scales=config.scales, judge=judge)
     place = work / f"{method}-{version}"
-    choice = _scale(config, painter=painters[1], judge=judge, index=index, validation=of_validation.tasks, work=place)
-    painters[0].draw(of_tasks.tasks, scale=choice["scale"], folder=place / "images", maps=0)
+    with Crew(config.processes) as crew:
+        known = of_validation.tasks
+        choice = _scale(config, crew, painter=painters[1], judge=judge, index=index, validation=known, work=place)
+        crew.draw(painters[0], of_tasks.tasks, scale=choice["scale"], folder=place / "images", maps=0)
     write_json(place / "images" / "scale.json", choice)
     return _finish(painters[0], of_tasks.tasks, scale=choice["scale"], place=place, out=out)
 
@@ -104,7 +109,14 @@ def _weights(method: Method, adapter: Path) -> Path | None:
 
 
 def _scale(
-    config: Generate, *, painter: Painter, judge: Evaluate, index: Path, validation: Sequence[Row], work: Path
+    config: Generate,
+    crew: Crew,
+    *,
+    painter: Painter,
+    judge: Evaluate,
+    index: Path,
+    validation: Sequence[Row],
+    work: Path,
 ) -> dict[str, Any]:
     """The content of scale.json: the scale, and the figures of all that were tried."""
     if not painter.method.has_references:
@@ -130,7 +142,7 @@ def _scale(
     candidates = []
     for scale in config.scales:
         folder = work / f"validation-{scale}"
-        painter.draw(validation, scale=scale, folder=folder, maps=0)
+        crew.draw(painter, validation, scale=scale, folder=folder, maps=0)
         images = [Drawn(task, path := image_path(folder, task), file_hash(path)) for task in validation]
         candidates.append(candidate(referee, images, scale=scale, threshold=threshold))
     best = choose(candidates)

@@ -22,14 +22,25 @@ from torch import Tensor
 from mip.config import Generate, Models
 from mip.errors import CheckpointError
 from mip.evaluation.benchmarks import load_reference
-from mip.evaluation.encoders import pick_device, version_of
+from mip.evaluation.encoders import version_of
 from mip.evaluation.layouts import Layouts
 from mip.evaluation.methods import Method
+from mip.loading import load_pipeline
 from mip.model.pipeline import MIPAdapterXLPipeline, Reference
 from mip.model.references import ReferenceMaps, layer_grid
 from mip.tables import Row, atomic, file_hash, fingerprint
 
 _MODEL_CODE = Path(__file__).parents[1] / "model"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch to draw, and where to."""
+
+    tasks: Sequence[Row]
+    scale: float | None
+    folder: Path
+    has_maps: bool
 
 
 @dataclass(eq=False)
@@ -70,27 +81,29 @@ class Painter:
         """All of it in one hash."""
         return fingerprint(method=self.name, **self.made_from)
 
-    def draw(self, tasks: Sequence[Row], *, scale: float | None, folder: Path, maps: int) -> None:
-        """Draw what is not yet in `folder`: <task_id>.png, and maps/<task_id>.npz of the first `maps` tasks.
+    def missing(self, tasks: Sequence[Row], *, scale: float | None, folder: Path, maps: int) -> list[Job]:
+        """The batches of which something is not yet in `folder`: an image, or the map of one of the first `maps` tasks.
 
-        Batches are always the same ones: one that was interrupted is drawn anew, to the same bits, and only what is
-        missing is written.
+        Batches are always the same ones: one that was interrupted is drawn anew, to the same bits.
         """
         # The tasks with maps have batches of their own in every method, so that methods see equal batches.
         first, rest = tasks[: self.config.maps], tasks[self.config.maps :]
-        for number, batch in enumerate([*_batches(first, self.config.batch), *_batches(rest, self.config.batch)]):
-            with_maps = number * self.config.batch < maps
-            wanted = [map_path(folder, task) for task in batch if with_maps] + [
-                image_path(folder, task) for task in batch
-            ]
-            if all(path.exists() for path in wanted):
-                continue
-            images, relevance_BNHW = self._draw_batch(batch, scale=scale, with_maps=with_maps)
-            for row, (task, image) in enumerate(zip(batch, images, strict=True)):
-                if with_maps and relevance_BNHW is not None:
-                    _save_map(map_path(folder, task), task, relevance_BNHW[row])
-                if not image_path(folder, task).exists():
-                    save_png(image_path(folder, task), image, self._metadata(task, scale))
+        batches = [*_batches(first, self.config.batch), *_batches(rest, self.config.batch)]
+        jobs = [Job(batch, scale, folder, number * self.config.batch < maps) for number, batch in enumerate(batches)]
+        return [job for job in jobs if not all(path.exists() for path in _files(job))]
+
+    def draw(self, job: Job) -> None:
+        """Write <task_id>.png, where it is missing, and maps/<task_id>.npz."""
+        images, relevance_BNHW = self._draw_batch(job.tasks, scale=job.scale, with_maps=job.has_maps)
+        for row, (task, image) in enumerate(zip(job.tasks, images, strict=True)):
+            if job.has_maps and relevance_BNHW is not None:
+                _save_map(map_path(job.folder, task), task, relevance_BNHW[row])
+            if not image_path(job.folder, task).exists():
+                save_png(image_path(job.folder, task), image, self._metadata(task, job.scale))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process loads its own pipeline.
+        return {name: value for name, value in vars(self).items() if name != "_pipeline"}
 
     def _draw_batch(
         self, tasks: Sequence[Row], *, scale: float | None, with_maps: bool
@@ -144,24 +157,9 @@ class Painter:
 
     @cached_property
     def _pipeline(self) -> MIPAdapterXLPipeline:
-        models = self.models
-        try:
-            pipe = MIPAdapterXLPipeline.from_pretrained(models.base, dtype=getattr(torch, models.dtype))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"got base {models.base!r}, which cannot be loaded: {_line(error)}") from None
-        assert isinstance(pipe, MIPAdapterXLPipeline)
-        pipe.set_progress_bar_config(disable=True)
-        pipe.to(pick_device(models.device))
+        pipe = load_pipeline(self.models, adapter=self.weights, has_references=self.method.has_references)
         if self.layouts is not None:
             pipe.scheduler = self.layouts.late(pipe.scheduler)
-        if self.method.has_references:
-            pipe.load_mip_adapter(
-                models.ip_adapter if self.weights is None else self.weights,
-                weight_name=models.ip_adapter_weight if self.weights is None else None,
-                image_encoder=models.image_encoder,
-                image_encoder_subfolder=models.image_encoder_subfolder,
-                variant=models.variant,
-            )
         return pipe
 
     def _checked_weights(self) -> Path:
@@ -214,6 +212,11 @@ def _batches(tasks: Sequence[Row], size: int) -> list[Sequence[Row]]:
     return [tasks[start : start + size] for start in range(0, len(tasks), size)]
 
 
+def _files(job: Job) -> list[Path]:
+    maps = [map_path(job.folder, task) for task in job.tasks if job.has_maps]
+    return maps + [image_path(job.folder, task) for task in job.tasks]
+
+
 def image_path(folder: Path, task: Row) -> Path:
     return folder / f"{task['task_id']}.png"
 
@@ -226,7 +229,3 @@ def _save_map(path: Path, task: Row, relevance_NHW: Tensor) -> None:
     names = [reference["name"] for reference in task["references"]]
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez(file, relevance_NHW=relevance_NHW[: len(names)].numpy(), names=np.array(names))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

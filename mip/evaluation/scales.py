@@ -1,5 +1,10 @@
-"""A method's scale is chosen on validation tasks, by one rule for all: least confusion, then text, then the smaller."""
+"""A method's scale is chosen on validation tasks, by one rule for all: no more confusion than can be told, then text.
 
+Confusion hardly depends on the scale over a wide range, while a large scale costs text and backgrounds; the very least
+confused of a few dozen tasks would be a draw of noise.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,7 +12,7 @@ from mip.evaluation.intervals import by_combination
 from mip.evaluation.judge import Drawn, Judge
 from mip.evaluation.metrics import clip_t
 
-RULE = "lowest confused; ties (1e-9) by higher clip_t, then by the smaller scale"
+RULE = "highest clip_t where confused is within one standard error of the lowest; ties (1e-9) by the smaller scale"
 _TIE = 1e-9
 
 
@@ -17,16 +22,17 @@ class Candidate:
 
     scale: float
     confused: float
+    confused_error: float  # standard error of that mean
     clip_t: float
     tasks: int
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
     """The best of one or more candidates by the rule."""
-    least = min(one.confused for one in candidates)
-    tied = [one for one in candidates if one.confused <= least + _TIE]
-    most = max(one.clip_t for one in tied)
-    return min((one for one in tied if one.clip_t >= most - _TIE), key=lambda one: one.scale)
+    least = min(candidates, key=lambda one: one.confused)
+    alike = [one for one in candidates if one.confused <= least.confused + least.confused_error + _TIE]
+    most = max(one.clip_t for one in alike)
+    return min((one for one in alike if one.clip_t >= most - _TIE), key=lambda one: one.scale)
 
 
 def candidate(judge: Judge, images: Sequence[Drawn], *, scale: float, threshold: float) -> Candidate:
@@ -43,6 +49,7 @@ def candidate(judge: Judge, images: Sequence[Drawn], *, scale: float, threshold:
     return Candidate(
         scale=scale,
         confused=float(known.mean()) if len(known) else 1.0,
+        confused_error=float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else 0.0,
         clip_t=float(by_combination(fits, combinations, order).mean()),
         tasks=len(images),
     )

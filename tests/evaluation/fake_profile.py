@@ -87,7 +87,7 @@ def _images(paths: Paths, tasks: list[Row]) -> None:
             )
         write_table(paths.images / method / "images.parquet", "images", rows, {})
         tried = [(0.6, 0.62, 0.71), (0.8, 0.41, 0.73), (1.0, 0.47, 0.72)] if method != "base" else []
-        candidates = [{"scale": s, "confused": c, "clip_t": t, "tasks": 16} for s, c, t in tried]
+        candidates = [{"scale": s, "confused": c, "confused_error": 0.1, "clip_t": t, "tasks": 16} for s, c, t in tried]
         rule = "lowest confused" if tried else "a method without references has no scale"
         choice = {"method": method, "scale": 0.8 if tried else None, "rule": rule, "candidates": candidates}
         write_json(paths.images / method / "scale.json", choice)

@@ -10,6 +10,7 @@ from PIL import Image
 from mip.config import Evaluate, Generate, Models
 from mip.errors import CheckpointError, ConfigError
 from mip.evaluation import generation
+from mip.evaluation.crew import Crew
 from mip.evaluation.generation import Painter, generate
 from mip.evaluation.methods import METHODS, method_named
 from mip.evaluation.scales import Candidate, choose
@@ -58,6 +59,21 @@ def test_images_do_not_depend_on_the_batch(draw, generate_config: Generate):
     together = draw(_one_scale(generate_config, batch=4, maps=0), name="together")
     alone = draw(_one_scale(generate_config, batch=1, maps=0), name="alone")
     assert np.abs(_pixels(together) - _pixels(alone)).max() <= 1
+
+
+def test_images_do_not_depend_on_the_number_of_processes(draw, generate_config: Generate):
+    one = draw(_one_scale(generate_config), name="one")
+    two = draw(_one_scale(generate_config, processes=2), name="two")
+    assert np.abs(_pixels(one) - _pixels(two)).max() <= 1
+    maps = [sorted(path.name for path in (out / "maps").iterdir()) for out in (one, two)]
+    assert maps[0] == maps[1]
+
+
+def test_an_error_in_another_process_is_told_as_if_it_were_here(
+    draw, generate_config: Generate, models: Models, adapter_files: dict[str, Path]
+):
+    with pytest.raises(CheckpointError, match="got a sdxl_plus adapter, expected sdxl"):
+        draw(_one_scale(generate_config, processes=2), adapter=adapter_files["sdxl_plus"])
 
 
 def test_the_same_run_gives_the_same_bytes(draw, generate_config: Generate):
@@ -124,13 +140,20 @@ def test_methods_without_relevance_have_no_maps(draw, generate_config: Generate)
 def test_the_scale_is_chosen_on_validation_tasks_and_all_figures_are_kept(draw, generate_config: Generate):
     choice = json.loads((draw(generate_config, "training_free") / "scale.json").read_text())
     assert [one["scale"] for one in choice["candidates"]] == [0.5, 1.0]
-    assert choice["scale"] in (0.5, 1.0) and all(one["tasks"] == 2 for one in choice["candidates"])
+    assert choice["scale"] in (0.5, 1.0)
+    assert all(one["tasks"] == 2 and one["confused_error"] >= 0 for one in choice["candidates"])
 
 
-def test_the_least_confused_scale_wins_then_text_then_the_smaller():
-    worse = Candidate(0.2, confused=0.5, clip_t=0.9, tasks=4)
-    tied = [Candidate(scale, confused=0.4, clip_t=fit, tasks=4) for scale, fit in ((0.9, 0.7), (0.8, 0.7), (0.6, 0.6))]
-    assert choose([worse, *tied]).scale == 0.8
+def _tried(scale: float, *, confused: float, clip_t: float) -> Candidate:
+    return Candidate(scale, confused=confused, confused_error=0.05, clip_t=clip_t, tasks=4)
+
+
+def test_text_decides_among_scales_whose_confusion_cannot_be_told_apart():
+    beyond_noise = _tried(0.2, confused=0.5, clip_t=0.9)
+    least = _tried(1.2, confused=0.4, clip_t=0.6)
+    alike = [_tried(scale, confused=0.44, clip_t=fit) for scale, fit in ((0.9, 0.7), (0.8, 0.7), (0.6, 0.65))]
+    assert choose([beyond_noise, least, *alike]).scale == 0.8
+    assert choose([beyond_noise, least]).scale == 1.2
 
 
 def test_a_method_without_references_has_no_scale(draw, generate_config: Generate):
@@ -144,7 +167,7 @@ def test_several_scales_without_validation_tasks_are_refused(
     painter = Painter(generate_config, name="mip", method=method_named("mip"), models=models, weights=None)
     with pytest.raises(ConfigError, match="no validation tasks"):
         generation._scale(
-            generate_config, painter=painter, judge=judge_config, index=Path(), validation=[], work=Path()
+            generate_config, Crew(1), painter=painter, judge=judge_config, index=Path(), validation=[], work=Path()
         )
 
 

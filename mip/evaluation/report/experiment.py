@@ -84,10 +84,13 @@ def _block(name: str, paths: Paths, content: Mapping[str, Any], made: Sequence[C
 
 
 def _scales(paths: Paths, method: str) -> str:
-    """Every scale that was tried with its confusion on the validation tasks; the chosen one in bold."""
+    """Every scale that was tried with its confusion and CLIP-T on the validation tasks; the chosen one in bold."""
     choice = read_json(paths.images / method / "scale.json")
-    tried = [(one["scale"], f"{one['scale']:g}: {one['confused']:.2f}") for one in choice["candidates"]]
-    return ", ".join(f"**{words}**" if scale == choice["scale"] else words for scale, words in tried) or "none"
+    tried = [
+        (one["scale"], f"{one['scale']:g}: {one['confused']:.2f} ± {one['confused_error']:.2f}, {one['clip_t']:.2f}")
+        for one in choice["candidates"]
+    ]
+    return "; ".join(f"**{words}**" if scale == choice["scale"] else words for scale, words in tried) or "none"
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:

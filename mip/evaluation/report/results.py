@@ -128,7 +128,7 @@ def _candidate(one: Mapping[str, Any] | None, *, is_chosen: bool) -> Block:
     if one is None:
         return {"confused": ABSENT, "clip_t": "", "is_chosen": False}
     return {
-        "confused": f"confused {one['confused']:.3f}",
+        "confused": f"confused {one['confused']:.3f} ± {one['confused_error']:.3f}",
         "clip_t": f"CLIP-T {one['clip_t']:.3f}",
         "is_chosen": is_chosen,
     }

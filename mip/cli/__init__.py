@@ -1,0 +1,28 @@
+"""The command line: `mip generate`, `mip inspect`, `mip convert`, `mip doctor`."""
+
+import sys
+
+import typer
+
+from mip.cli import checkpoints, doctor, generate
+from mip.errors import MipError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Several subjects in one picture, without mixing them up.",
+)
+app.command(name="generate")(generate.generate)
+app.command(name="inspect")(checkpoints.inspect)
+app.command(name="convert")(checkpoints.convert)
+app.command(name="doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Run it; an error of ours is one line on stderr and exit code 2."""
+    try:
+        app()
+    except MipError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
