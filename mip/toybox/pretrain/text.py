@@ -1,9 +1,9 @@
 """The toybox's tokenizer and its two text encoders: stock CLIP, with a vocabulary of a few hundred entries."""
 
-import json
+from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mip.toybox.scenes import BACKGROUNDS, CLASSES, COLOURS, PATTERNS, PLACES
@@ -22,29 +22,18 @@ WORDS = sorted(
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
+_MERGES = Path(__file__).with_name("merges.txt")  # trained once and kept: a BPE trainer breaks ties at random
+
+
 def tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer that knows each of our words as one token, and any other text as bytes."""
-    model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    trainer = trainers.BpeTrainer(
-        vocab_size=10_000, end_of_word_suffix="</w>", special_tokens=[START, END], show_progress=False, min_frequency=1
-    )
-    model.train_from_iterator(WORDS, trainer)
-    found = model.get_vocab()
+    merges = [tuple(line.split()) for line in _MERGES.read_text(encoding="utf-8").splitlines()]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merged = sorted(
-        (i, token) for token, i in found.items() if len(token.removesuffix("</w>")) > 1 and token not in (START, END)
-    )
-    merges = _merges(model)
-    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *(token for _, token in merged), START, END]
+    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges), START, END]
     result = CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=LENGTH)  # pyright: ignore[reportArgumentType]
     for word in WORDS:
-        assert len(result(word).input_ids) == 3, f"{word!r} is not one token"
+        assert len(result(word).input_ids) == 3, f"{word!r} is not one token; its merges are missing in {_MERGES.name}"
     return result
-
-
-def _merges(model: Tokenizer) -> list[tuple[str, str]]:
-    return [tuple(pair) for pair in json.loads(model.to_str())["model"]["merges"]]  # pyright: ignore[reportReturnType]
 
 
 def encoders(words: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
