@@ -178,7 +178,7 @@ class Generate(Section):
     negative_prompt: str
     scales: tuple[NonNegativeFloat, ...]  # tried on the validation tasks; a single one is taken as it is
     batch: PositiveInt  # images
-    processes: PositiveInt  # share the batches: one a GPU; on CPUs each has its share of the cores
+    processes: PositiveInt  # share the batches: one a GPU
     maps: NonNegativeInt  # relevance maps are kept for this many of the benchmark's first tasks
 
 

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import torch
 from PIL import Image
 
 from mip.cli import main
-from mip.model.checkpoint import read_adapter
+from mip.model.checkpoint import read_adapter, save_adapter
+from mip.tables import file_hash
 from tests.closure import ROOT
 
 PLAIN = "data/toybox/base/ip_adapter/ip-adapter_toybox.safetensors"
@@ -62,9 +65,23 @@ def test_an_image_can_be_made_again_from_its_sidecar(run, photos: dict[str, Path
         assert image.size == (SIZE, SIZE) and json.loads(image.info["mip"]) == told
     assert [(one["name"], len(one["images"])) for one in told["references"]] == [("ball", 2), ("cup", 1)]
     assert told["prompt"] == "a ball and a cup" and told["num_inference_steps"] == 2 and told["versions"]["torch"]
-    # The second of two is the first of its own seed.
-    alone = _draw(run, tmp_path / "alone", *refs, "--seed", 8)
-    np.testing.assert_array_equal(_pixels(first.with_name("000008.png")), _pixels(alone))
+    second = first.with_name("000008.png")
+    again = _draw(run, tmp_path / "again", *_options(json.loads(second.with_suffix(".json").read_text())))
+    np.testing.assert_array_equal(_pixels(second), _pixels(again))
+    assert np.abs(_pixels(first) - _pixels(second)).mean() > 1
+
+
+def _options(told: dict[str, Any]) -> list[object]:
+    """The options that a sidecar tells; the adapter by its file, whose hash must be the same."""
+    adapter = Path(told["adapter"]["path"])
+    assert file_hash(ROOT / adapter) == told["adapter"]["sha256"]
+    options: list[object] = ["--adapter", adapter]
+    for reference in told["references"]:
+        assert all(file_hash(Path(image["path"])) == image["sha256"] for image in reference["images"])
+        options += ["--ref", f"{reference['name']}={','.join(image['path'] for image in reference['images'])}"]
+    for name in ("seed", "scale", "width", "height"):
+        options += [f"--{name}", told[name]]
+    return [*options, "--guidance", told["guidance_scale"], "--negative-prompt", told["negative_prompt"]]
 
 
 def test_references_and_their_scale_matter(run, photos: dict[str, Path], tmp_path: Path):
@@ -80,7 +97,25 @@ def test_nothing_is_overwritten_unasked(run, tmp_path: Path):
     drawn = _draw(run, tmp_path)
     code, _, errors = run("generate", "--profile", "smoke", "-o", tmp_path, "a ball")
     assert code == 2 and f"got {drawn}, which exists" in errors
-    assert _draw(run, tmp_path, "--overwrite") == drawn
+    assert _draw(run, tmp_path, "--overwrite", "--guidance", 1.5) == drawn
+    assert json.loads(drawn.with_suffix(".json").read_text())["guidance_scale"] == 1.5
+
+
+def test_training_free_takes_the_plain_weights_and_cropping_another_part(run, photos: dict[str, Path], tmp_path: Path):
+    two = tmp_path / "two.png"
+    Image.open(photos["red"]).resize((120, 40)).save(two)
+    with Image.open(two) as image:
+        image.paste("blue", (0, 0, 40, 40))
+        image.save(two)
+    ball = ("--training-free", "--ref", f"ball={two}", "--scale", 1.5)
+    padded, cropped = (
+        _draw(run, tmp_path / name, *ball, *more) for name, more in (("p", []), ("c", ["--centre-crop"]))
+    )
+    told = json.loads(padded.with_suffix(".json").read_text())
+    assert told["adapter"] == {"path": "data/smoke/base/ip_adapter/ip-adapter_toybox.safetensors"} | {
+        "sha256": file_hash(ROOT / PLAIN)
+    }
+    assert np.abs(_pixels(padded) - _pixels(cropped)).mean() > 1
 
 
 @pytest.mark.parametrize(
@@ -91,6 +126,8 @@ def test_nothing_is_overwritten_unasked(run, tmp_path: Path):
         (["--ref", "ball=nowhere.png"], "there is no file nowhere.png"),
         (["--profile", "best"], "got profile 'best'"),
         (["--adapter", "nowhere.bin"], "which is no file"),
+        (["--adapter", PLAIN, "--training-free"], "give one"),
+        (["--width", "60"], "give a multiple of 8"),
     ],
 )
 def test_a_wrong_request_is_one_line(run, tmp_path: Path, options: list[str], message: str):
@@ -104,6 +141,23 @@ def test_inspect_tells_what_a_file_is_and_whether_it_fits(run):
     assert code == 0 and "plain IP-Adapter" in said and "data/toybox/base/pipeline" in said
     code, _, errors = run("inspect", PLAIN, "--variant", "sdxl_plus")
     assert code == 2 and "expected sdxl_plus" in errors
+
+
+def test_inspect_shows_metadata_whole_and_beside_what_it_counted(run, tmp_path: Path):
+    file, said = tmp_path / "told.safetensors", {"parameters": "0" * 200, "variant": "mine"}
+    save_adapter(file, replace(read_adapter(ROOT / PLAIN), metadata=said))
+    _, shown, _ = run("inspect", file)
+    assert "287,680" in shown and shown.count("0") >= 200 and "metadata: parameters" in shown and "…" not in shown
+
+
+def test_an_adapter_of_another_base_is_refused(run, tmp_path: Path):
+    config = json.loads((ROOT / "data/toybox/base/pipeline/unet/config.json").read_text())
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(config | {"cross_attention_dim": 32}))
+    for command in (["inspect", PLAIN], ["convert", PLAIN, tmp_path / "x.safetensors"]):
+        code, _, errors = run(*command, "--base", tmp_path)
+        assert code == 2 and f"does not fit {tmp_path}" in errors and "to_k_ip" in errors
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 def test_convert_there_and_back_keeps_every_tensor(run, tmp_path: Path):

@@ -1,15 +1,22 @@
 """`mip inspect` and `mip convert`: what an adapter file holds, and the other layout."""
 
 from collections import Counter
+from dataclasses import replace
 from enum import StrEnum
+from functools import reduce
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from mip.errors import CheckpointError
+
+if TYPE_CHECKING:  # torch takes seconds to import, which --help need not wait for
+    from torch import Tensor
+
+    from mip.model.checkpoint import AdapterCheckpoint
 
 
 class Layout(StrEnum):
@@ -33,25 +40,29 @@ def inspect(file: File, variant: Variant = None, base: Base = None) -> None:
 
     checkpoint = read_adapter(file, variant=variant)
     if base is not None:
-        _check_fit(file, base)
-    first = next(key for key in checkpoint.layers if key.endswith("to_k_ip.weight"))
+        _check_fit(checkpoint, file, base)
     indices = sorted({int(key.split(".")[0]) for key in checkpoint.layers})
-    widths = Counter(t.shape[0] for key, t in checkpoint.layers.items() if key.endswith("to_k_ip.weight"))
-    tensors = (*checkpoint.image_proj.values(), *checkpoint.layers.values())
+    keys = [tensor for key, tensor in checkpoint.layers.items() if key.endswith("to_k_ip.weight")]
+    widths = Counter(tensor.shape[0] for tensor in keys)
+    tensors = _tensors(checkpoint)
     facts = {
         "variant": checkpoint.variant.name,
         "kind": "MIP-Adapter" if checkpoint.has_gate else "plain IP-Adapter (no text_to_weight)",
         "layers": f"{len(indices)}, positions {indices[0]} to {indices[-1]}",
         "channels": ", ".join(f"{count} x {width}" for width, count in sorted(widths.items())),
-        "context width": str(checkpoint.layers[first].shape[1]),
+        "context width": ", ".join(map(str, sorted({tensor.shape[1] for tensor in keys}))),
         "dtypes": ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors})),
         "parameters": f"{sum(t.numel() for t in tensors):,}",
         **({"fits": base} if base is not None else {}),
-        **dict(sorted(checkpoint.metadata.items())),
     }
     table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # a hash that is cut is none
     for name, value in facts.items():
         table.add_row(name, value)
+    table.add_section()
+    for name, value in sorted(checkpoint.metadata.items()):
+        table.add_row(f"metadata: {name}", value)
     Console().print(table)
 
 
@@ -69,7 +80,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target.")] = False,
 ) -> None:
     """Write an adapter in another layout; every tensor keeps its values (the official layout is in half precision)."""
-    from dataclasses import replace
+    import torch
 
     from mip.model.checkpoint import export_official_bin, read_adapter, save_adapter
 
@@ -82,20 +93,23 @@ def convert(
         raise CheckpointError(f"got target {target} in a folder that does not exist; make it first")
     checkpoint = read_adapter(file, variant=variant)
     if base is not None:
-        _check_fit(file, base)
+        _check_fit(checkpoint, file, base)
     told = {"base_model": base, "image_encoder": encoder, "steps": steps, "manifest": manifest}
     known = {name: str(value) for name, value in told.items() if value is not None}
     checkpoint = replace(checkpoint, metadata={**checkpoint.metadata, **known})
     if to is Layout.SAFETENSORS:
-        # In the file's own precision: nothing is lost and nothing invented.
-        dtypes = {t.dtype for t in (*checkpoint.image_proj.values(), *checkpoint.layers.values())}
-        save_adapter(target, checkpoint, dtype=max(dtypes, key=lambda dtype: dtype.itemsize))
+        # The file's own precision, or the smallest that holds all of a file of several: nothing is lost.
+        save_adapter(target, checkpoint, dtype=reduce(torch.promote_types, {t.dtype for t in _tensors(checkpoint)}))
     else:
         export_official_bin(target, checkpoint)
     print(f"wrote {target}: {checkpoint.variant.name}, {len(checkpoint.layers)} layer tensors")
 
 
-def _check_fit(file: Path, base: str) -> None:
+def _tensors(checkpoint: "AdapterCheckpoint") -> "list[Tensor]":
+    return [*checkpoint.image_proj.values(), *checkpoint.layers.values()]
+
+
+def _check_fit(checkpoint: "AdapterCheckpoint", file: Path, base: str) -> None:
     """Every missing or unexpected key is named. Raises CheckpointError."""
     import torch
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -110,4 +124,7 @@ def _check_fit(file: Path, base: str) -> None:
     with torch.device("meta"):  # shapes without weights: the full SDXL in a second
         unet = UNet2DConditionModel.from_config(config)  # pyright: ignore[reportArgumentType]
     assert isinstance(unet, UNet2DConditionModel)
-    MIPAdapter.from_checkpoint(file, unet)
+    try:
+        MIPAdapter.from_checkpoint(checkpoint, unet)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file} does not fit {base}: {error}") from None

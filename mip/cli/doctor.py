@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from mip.cli.generate import trained_adapter
 from mip.config import Models, load_profile
 
 _PACKAGES = ("mip-adapter", "torch", "diffusers", "transformers", "accelerate", "open-clip-torch", "prefect", "dvc")
@@ -33,7 +34,7 @@ def doctor(
     console.print(f"GPU: {', '.join(gpus) or 'none, drawing runs on the CPU'}")
 
     console.print(f"Weights of profile {name}:")
-    weights = Table("network", "where", "found")
+    weights = Table("network", Column("where", overflow="fold"), "found")
     missing = []
     for part, place, file in _wanted(settings.models):
         found, how = _find(place, file)
@@ -41,7 +42,7 @@ def doctor(
         if not found:
             missing.append(f"{part}: {how}")
     console.print(weights)
-    trained = Path("data") / name / "adapter" / "adapter.safetensors"
+    trained = trained_adapter(name)
     console.print(
         f"adapter trained here: {trained if trained.is_file() else f'none yet; dvc repro makes {trained}'}",
         soft_wrap=True,

@@ -1,5 +1,6 @@
 """`mip generate`: pictures from a prompt and named references."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,10 +43,13 @@ def generate(
     """Draw; beside each SEED.png lies SEED.json with everything needed to make it again."""
     named = _parsed(ref or [])
     name, settings = load_profile(params, profile)
-    targets = [out / f"{seed + n:06d}.png" for n in range(num_images)]
-    if (taken := [path for path in targets if path.exists()]) and not overwrite:
+    targets = {seed + n: out / f"{seed + n:06d}.png" for n in range(num_images)}
+    if (taken := [path for path in targets.values() if path.exists()]) and not overwrite:
         raise ConfigError(f"got {taken[0]}, which exists; give another --seed or --out, or --overwrite")
-    weights = _weights(adapter, training_free=training_free, trained=Paths(name).adapter / "adapter.safetensors")
+    for option, pixels in (("--width", width), ("--height", height)):
+        if pixels is not None and pixels % 8:
+            raise ConfigError(f"got {option} {pixels}; give a multiple of 8")
+    weights = _weights(adapter, training_free=training_free, trained=trained_adapter(name))
 
     import diffusers
     import torch
@@ -56,10 +60,15 @@ def generate(
     from mip.loading import load_pipeline
     from mip.model.pipeline import Reference
     from mip.tables import file_hash, write_json
+    from mip.training.networks import adapter_file
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # of loading: two seconds
     references = [Reference(noun, [load_reference(path, None) for path in paths]) for noun, paths in named]
+    file = weights if weights is not None or not references else adapter_file(settings.models)
+    if references:
+        kind = "the plain IP-Adapter, not trained" if weights is None else "MIP-Adapter"
+        print(f"adapter: {file} ({kind})", file=sys.stderr)
     pipe = load_pipeline(settings.models, adapter=weights, has_references=bool(references))
     config = settings.generate
     drawn: dict[str, Any] = {
@@ -72,12 +81,16 @@ def generate(
     }
     if scale is None:
         scale = config.scales[0] if config.scales else 1.0
-    merged = {"scale": scale, "gated": False if training_free else None, "framing": _framing(centre_crop)}
+    merged = {
+        "scale": scale,
+        "gated": False if training_free else None,
+        "framing": "centre_crop" if centre_crop else "pad",
+    }
     own: dict[str, Any] = {**merged, "references": references} if references else {}
     made_from = {
         "profile": name,
         "models": settings.models.model_dump(mode="json"),
-        "adapter": None if weights is None else {"path": str(weights), "sha256": file_hash(weights)},
+        "adapter": None if file is None else {"path": str(file), "sha256": file_hash(file)},
         "versions": {library.__name__: library.__version__ for library in (torch, diffusers, transformers)},
         "references": [
             {"name": noun, "images": [{"path": str(path), "sha256": file_hash(path)} for path in paths]}
@@ -87,10 +100,8 @@ def generate(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     out.mkdir(parents=True, exist_ok=True)
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        for target in targets:
-            own_seed = int(target.stem)
+        for own_seed, target in targets.items():
             bar = bars.add_task(target.name, total=drawn["num_inference_steps"])
-
             image = pipe(
                 **drawn,
                 **own,
@@ -100,17 +111,18 @@ def generate(
             said = {**drawn, **merged, "seed": own_seed, "width": image.width, "height": image.height, **made_from}
             save_png(target, image, said)
             write_json(target.with_suffix(".json"), said)
-    for target in targets:
+    for target in targets.values():
         print(target)
+
+
+def trained_adapter(profile: str) -> Path:
+    """Where the profile's training leaves its weights."""
+    return Paths(profile).adapter / "adapter.safetensors"
 
 
 def _advance(bars: Progress, bar: TaskID, _pipe: object, _step: int, _time: object, tensors: dict[str, Any]) -> Any:
     bars.advance(bar)
     return tensors
-
-
-def _framing(centre_crop: bool) -> str:
-    return "centre_crop" if centre_crop else "pad"
 
 
 def _parsed(given: list[str]) -> list[tuple[str, list[Path]]]:

@@ -2,6 +2,7 @@
 
 B batch   N references   R image tokens per reference   T text tokens   W name tokens   Q latent positions
 H heads   D head width   C channels = H * D             E context width
+X = N * R image tokens of all references, one after the other
 
 The equations are those of MIP-Adapter (arXiv 2409.17920) as its released weights expect them. Both quotients are
 computed as a softmax of logarithms in at least float32, so that no denominator can underflow and no epsilon is needed.
@@ -60,28 +61,26 @@ def gate(logits_BQ: Tensor) -> Tensor:
     return F.logsigmoid(wide_BQ).softmax(dim=-1) * logits_BQ.shape[-1]
 
 
-def attend_weighted(q_BHQD: Tensor, k_BNHRD: Tensor, v_BNHRD: Tensor, weight_BNQ: Tensor) -> Tensor:
+def attend_weighted(q_BHQD: Tensor, k_BHXD: Tensor, v_BHXD: Tensor, weight_BNQ: Tensor) -> Tensor:
     """Attention to the image tokens of each reference on its own, summed with a weight at every position: BHQD.
 
     The weights enter before the product with the values: one product for all references, and no features of each.
     """
-    count, tokens = k_BNHRD.shape[1], k_BNHRD.shape[3]
-    k_BHXD, v_BHXD = (_side_by_side(t_BNHRD) for t_BNHRD in (k_BNHRD * q_BHQD.shape[-1] ** -0.5, v_BNHRD))
-    share_BHQNR = (q_BHQD @ k_BHXD.mT).unflatten(-1, (count, tokens)).softmax(dim=-1)
+    logits_BHQX = q_BHQD @ (k_BHXD * q_BHQD.shape[-1] ** -0.5).mT
+    share_BHQNR = logits_BHQX.unflatten(-1, (weight_BNQ.shape[1], -1)).softmax(dim=-1)
     weighted_BHQNR = share_BHQNR * weight_BNQ.mT[:, None, :, :, None].to(share_BHQNR.dtype)
     return weighted_BHQNR.flatten(-2) @ v_BHXD
 
 
-def attend_together(q_BHQD: Tensor, k_BNHRD: Tensor, v_BNHRD: Tensor, log_prior_BNQ: Tensor) -> Tensor:
+def attend_together(q_BHQD: Tensor, k_BHXD: Tensor, v_BHXD: Tensor, log_prior_BNQ: Tensor) -> Tensor:
     """Attention to the image tokens of all references in one softmax (plain IP-Adapter): BHQD.
 
     The prior is added to the logits of a reference's tokens; where all are forbidden the result is 0.
     """
     nowhere_B1Q = (log_prior_BNQ == -torch.inf).all(dim=1, keepdim=True)
     bias_BNQ = log_prior_BNQ.masked_fill(nowhere_B1Q, 0).to(q_BHQD.dtype)
-    # (B, 1, Q, N * R): the same for all heads.
-    bias = bias_BNQ.mT[:, None].repeat_interleave(k_BNHRD.shape[3], dim=-1)
-    k_BHXD, v_BHXD = (_side_by_side(t_BNHRD) for t_BNHRD in (k_BNHRD, v_BNHRD))
+    # (B, 1, Q, X): the same for all heads.
+    bias = bias_BNQ.mT[:, None].repeat_interleave(k_BHXD.shape[2] // bias_BNQ.shape[1], dim=-1)
     images_BHQD = F.scaled_dot_product_attention(q_BHQD, k_BHXD, v_BHXD, attn_mask=bias)
     return images_BHQD.masked_fill(nowhere_B1Q[..., None], 0)
 
@@ -90,8 +89,8 @@ def attend_together(q_BHQD: Tensor, k_BNHRD: Tensor, v_BNHRD: Tensor, log_prior_
 class LayerReferences:
     """What one layer makes of the references; the same at every step."""
 
-    k_BNHRD: Tensor
-    v_BNHRD: Tensor
+    k_BHXD: Tensor
+    v_BHXD: Tensor
     word_k_BNHWD: Tensor
     words_BNW: Tensor
     log_prior_BNQ: Tensor
@@ -163,7 +162,7 @@ class MIPAttnProcessor(nn.Module):
                 "got references in a layer that is not SDXL cross-attention; install on its UNet only"
             )
 
-        # In one piece, for each of the products with it would make its own copy.
+        # In one piece: each product with it would else make its own copy.
         q_BHQD = _split_heads(attn.to_q(hidden_states), attn.heads).contiguous()
         rows = references.rows(hidden_states.shape[0])
         layer = self._prepare(attn, references, rows, reference_cache, q_BHQD.shape[2])
@@ -185,12 +184,12 @@ class MIPAttnProcessor(nn.Module):
     ) -> LayerReferences:
         def build() -> LayerReferences:
             # An absent slot may hold anything: 0 * nan would not be 0.
-            image_BNRE = rows.image_BNRE.masked_fill(~rows.present_BN[:, :, None, None], 0)
+            image_BXE = rows.image_BNRE.masked_fill(~rows.present_BN[:, :, None, None], 0).flatten(1, 2)
             phrase_BNWE, words_BNW = rows.names
             phrase_BNWE = phrase_BNWE.masked_fill(~rows.present_BN[:, :, None, None], 0)
             return LayerReferences(
-                k_BNHRD=_split_heads(self.to_k_ip(image_BNRE), attn.heads),
-                v_BNHRD=_split_heads(self.to_v_ip(image_BNRE), attn.heads),
+                k_BHXD=_split_heads(self.to_k_ip(image_BXE), attn.heads),
+                v_BHXD=_split_heads(self.to_v_ip(image_BXE), attn.heads),
                 word_k_BNHWD=_text_keys(attn, phrase_BNWE),
                 words_BNW=words_BNW,
                 log_prior_BNQ=rows.log_prior(positions),
@@ -223,12 +222,13 @@ class MIPAttnProcessor(nn.Module):
 
         scale_BN = rows.scale_BN.masked_fill(~rows.present_BN, 0)
         if relevance_BNQ is None:
-            v_BNHRD = layer.v_BNHRD * scale_BN[:, :, None, None, None].to(layer.v_BNHRD.dtype)
-            return attend_together(q_BHQD, layer.k_BNHRD, v_BNHRD, layer.log_prior_BNQ)
+            scale_BX = scale_BN.repeat_interleave(rows.image_BNRE.shape[2], dim=1)
+            v_BHXD = layer.v_BHXD * scale_BX[:, None, :, None].to(layer.v_BHXD.dtype)
+            return attend_together(q_BHQD, layer.k_BHXD, v_BHXD, layer.log_prior_BNQ)
         weight_BNQ = relevance_BNQ * scale_BN[:, :, None]
         if rows.merge == "weighted" and rows.is_gated and self.text_to_weight is not None:
             weight_BNQ = weight_BNQ * gate(self.text_to_weight(text_BQC).squeeze(-1))[:, None]
-        return attend_weighted(q_BHQD, layer.k_BNHRD, layer.v_BNHRD, weight_BNQ)
+        return attend_weighted(q_BHQD, layer.k_BHXD, layer.v_BHXD, weight_BNQ)
 
 
 def _log_map(q_BHQD: Tensor, layer: LayerReferences, recorder: ReferenceMaps | None) -> Tensor:
@@ -243,11 +243,6 @@ def _weights(rows: References, layer: LayerReferences, log_map_BNQ: Tensor | Non
     if log_map_BNQ is None or not rows.uses_words:
         log_map_BNQ = torch.zeros_like(rows.scale_BN)[:, :, None].expand(-1, -1, positions)
     return relevance(log_map_BNQ.detach(), layer.log_prior_BNQ)
-
-
-def _side_by_side(t_BNHRD: Tensor) -> Tensor:
-    """The tokens of all references in one row, for each head: (B, H, N * R, D)."""
-    return t_BNHRD.transpose(1, 2).flatten(2, 3)
 
 
 def _added(text_BQC: Tensor, merged_BHQD: Tensor) -> Tensor:

@@ -247,7 +247,12 @@ class ReferenceCache:
         return self._values[key]  # pyright: ignore[reportReturnType]
 
     def get_of_text(self, layer: str, context_BTE: Tensor, build: Callable[[], _Value]) -> _Value:
-        """The value for a layer and this very text, built anew when a callback has put another in its place."""
+        """The value for a layer and this very text, built anew when a callback has put another in its place.
+
+        Tensors of torch.inference_mode do not tell whether they were written to, so theirs is never kept.
+        """
+        if context_BTE.is_inference():
+            return build()
         known = self._of_text.get(layer)
         if known is None or known[0] is not context_BTE or known[1] != context_BTE._version:
             known = self._of_text[layer] = (context_BTE, context_BTE._version, build())

@@ -1,7 +1,12 @@
 """Generation: seeds, batches, resuming, metadata, maps, choice of the scale."""
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +18,9 @@ from mip.evaluation import generation
 from mip.evaluation.crew import Crew
 from mip.evaluation.generation import Painter, generate
 from mip.evaluation.methods import METHODS, method_named
-from mip.evaluation.scales import Candidate, choose
+from mip.evaluation.scales import Candidate, candidate, choose
 from mip.tables import file_hash, read_rows
+from tests.closure import ROOT
 
 # diffusers' Euler scheduler makes a NumPy array of a tensor in a way that NumPy 2 warns of.
 
@@ -61,8 +67,19 @@ def test_images_do_not_depend_on_the_batch(draw, generate_config: Generate):
     assert np.abs(_pixels(together) - _pixels(alone)).max() <= 1
 
 
-def test_images_do_not_depend_on_the_number_of_processes(draw, generate_config: Generate):
+@pytest.fixture
+def drawing_only_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """After this call the tests' own process draws nothing; those it starts know nothing of that."""
+
+    def refuse(self: Painter, job: object) -> None:
+        raise AssertionError("drawn in this process")
+
+    return lambda: monkeypatch.setattr(Painter, "draw", refuse)
+
+
+def test_images_do_not_depend_on_the_number_of_processes(draw, generate_config: Generate, drawing_only_elsewhere):
     one = draw(_one_scale(generate_config), name="one")
+    drawing_only_elsewhere()
     two = draw(_one_scale(generate_config, processes=2), name="two")
     assert np.abs(_pixels(one) - _pixels(two)).max() <= 1
     maps = [sorted(path.name for path in (out / "maps").iterdir()) for out in (one, two)]
@@ -70,10 +87,37 @@ def test_images_do_not_depend_on_the_number_of_processes(draw, generate_config: 
 
 
 def test_an_error_in_another_process_is_told_as_if_it_were_here(
-    draw, generate_config: Generate, models: Models, adapter_files: dict[str, Path]
+    draw, generate_config: Generate, adapter_files: dict[str, Path], drawing_only_elsewhere
 ):
+    drawing_only_elsewhere()
     with pytest.raises(CheckpointError, match="got a sdxl_plus adapter, expected sdxl"):
         draw(_one_scale(generate_config, processes=2), adapter=adapter_files["sdxl_plus"])
+
+
+def test_a_killed_run_leaves_no_worker_behind():
+    script = """
+import os, time
+from mip.evaluation.crew import _pool
+if __name__ == "__main__":
+    pool = _pool(1)
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        process.kill()
+    deadline = time.monotonic() + 20
+    while _is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _is_running(worker)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_the_same_run_gives_the_same_bytes(draw, generate_config: Generate):
@@ -140,8 +184,7 @@ def test_methods_without_relevance_have_no_maps(draw, generate_config: Generate)
 def test_the_scale_is_chosen_on_validation_tasks_and_all_figures_are_kept(draw, generate_config: Generate):
     choice = json.loads((draw(generate_config, "training_free") / "scale.json").read_text())
     assert [one["scale"] for one in choice["candidates"]] == [0.5, 1.0]
-    assert choice["scale"] in (0.5, 1.0)
-    assert all(one["tasks"] == 2 and one["confused_error"] >= 0 for one in choice["candidates"])
+    assert choice["scale"] in (0.5, 1.0) and all(one["tasks"] == 2 for one in choice["candidates"])
 
 
 def _tried(scale: float, *, confused: float, clip_t: float) -> Candidate:
@@ -154,6 +197,30 @@ def test_text_decides_among_scales_whose_confusion_cannot_be_told_apart():
     alike = [_tried(scale, confused=0.44, clip_t=fit) for scale, fit in ((0.9, 0.7), (0.8, 0.7), (0.6, 0.65))]
     assert choose([beyond_noise, least, *alike]).scale == 0.8
     assert choose([beyond_noise, least]).scale == 1.2
+
+
+def test_a_candidate_is_a_macro_mean_with_its_standard_error():
+    confused = {"a": [True, True], "b": [False, True], "c": [False, False]}  # means 1, .5, 0
+
+    class Verdict(SimpleNamespace):
+        def verdict(self, threshold: float) -> SimpleNamespace:
+            assert threshold == 0.1
+            return SimpleNamespace(is_confused=self.confused)
+
+    images = [
+        SimpleNamespace(task={"combination": c}, sha256=f"{c}{n}", open=None, confused=value)
+        for c, values in confused.items()
+        for n, value in enumerate(values)
+    ]
+    judge = SimpleNamespace(
+        clip_images=lambda openers: dict.fromkeys(openers, np.array([1.0, 0.0])),
+        clip_text=lambda drawn: np.array([[0.6, 0.8]] * len(drawn)),
+        findings=lambda drawn: [Verdict(confused=one.confused) for one in drawn],
+    )
+    tried = candidate(judge, images, scale=0.5, threshold=0.1)  # pyright: ignore[reportArgumentType]
+    assert (tried.scale, tried.confused, tried.tasks) == (0.5, 0.5, 6)
+    assert tried.confused_error == pytest.approx(0.5 / 3**0.5)
+    assert tried.clip_t == pytest.approx(2.5 * 0.6)
 
 
 def test_a_method_without_references_has_no_scale(draw, generate_config: Generate):

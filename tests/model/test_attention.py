@@ -77,13 +77,14 @@ def test_merge_is_the_weighted_sum_of_the_attention_to_each_reference():
     weight_BNQ = torch.rand(2, 3, 9).double()
     images_BNHQD = (q_BHQD[:, None] @ k_BNHRD.mT / 2).softmax(dim=-1) @ v_BNHRD
     expected_BHQD = torch.einsum("bnhqd,bnq->bhqd", images_BNHQD, weight_BNQ)
-    torch.testing.assert_close(attend_weighted(q_BHQD, k_BNHRD, v_BNHRD, weight_BNQ), expected_BHQD)
+    k_BHXD, v_BHXD = (t_BNHRD.transpose(1, 2).flatten(2, 3) for t_BNHRD in (k_BNHRD, v_BNHRD))
+    torch.testing.assert_close(attend_weighted(q_BHQD, k_BHXD, v_BHXD, weight_BNQ), expected_BHQD)
 
 
 def test_attention_to_all_tokens_of_one_reference_is_attention_to_each():
-    q_BHQD, k_BNHRD, v_BNHRD = torch.randn(2, 2, 9, 4), torch.randn(2, 1, 2, 5, 4), torch.randn(2, 1, 2, 5, 4)
-    together_BHQD = attend_together(q_BHQD, k_BNHRD, v_BNHRD, torch.zeros(2, 1, 1))
-    torch.testing.assert_close(together_BHQD, attend_weighted(q_BHQD, k_BNHRD, v_BNHRD, torch.ones(2, 1, 9)))
+    q_BHQD, k_BHXD, v_BHXD = torch.randn(2, 2, 9, 4), torch.randn(2, 2, 5, 4), torch.randn(2, 2, 5, 4)
+    together_BHQD = attend_together(q_BHQD, k_BHXD, v_BHXD, torch.zeros(2, 1, 1))
+    torch.testing.assert_close(together_BHQD, attend_weighted(q_BHQD, k_BHXD, v_BHXD, torch.ones(2, 1, 9)))
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"references": None}])

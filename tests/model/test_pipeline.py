@@ -189,6 +189,29 @@ def test_guidance_may_be_cut_off_by_a_callback(pipe, objects):
     assert images.shape == (1, 4, 8, 8)
 
 
+def test_inference_mode_draws_the_same(pipe, objects):
+    with torch.inference_mode():
+        drawn = draw(pipe, references=objects)
+    assert torch.equal(drawn, draw(pipe, references=objects))
+
+
+def test_the_prompt_is_projected_once_and_anew_when_a_callback_replaces_it(pipe, objects):
+    calls = []
+    layer = next(p for p in pipe.mip_adapter.processors.values())
+    to_v = pipe.unet.get_submodule(layer.name.removesuffix(".processor")).to_v
+    to_v.register_forward_hook(lambda *_: calls.append(None))
+    draw(pipe, references=objects, num_inference_steps=4)
+    assert len(calls) == 1
+
+    def replace(_pipe, step, _time, tensors):
+        return {"prompt_embeds": tensors["prompt_embeds"] * 2} if step == 1 else {}
+
+    changed = {"callback_on_step_end": replace, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    other = draw(pipe, references=objects, num_inference_steps=4, **changed)
+    assert len(calls) == 3
+    assert not torch.allclose(other, draw(pipe, references=objects, num_inference_steps=4), atol=1e-4)
+
+
 def test_embedded_prompts_are_counted(pipe, objects):
     embedded = pipe.encode_prompt(["a cat", "a dog"], do_classifier_free_guidance=True)
     names = (

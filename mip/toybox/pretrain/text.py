@@ -20,8 +20,6 @@ WORDS = sorted(
     }
 )
 START, END = "<|startoftext|>", "<|endoftext|>"
-
-
 _MERGES = Path(__file__).with_name("merges.txt")  # trained once and kept: a BPE trainer breaks ties at random
 
 
