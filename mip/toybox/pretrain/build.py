@@ -21,7 +21,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from mip.tables import file_hash, write_json
 from mip.toybox.pretrain import autoencoder, denoiser, plain_adapter, vision
-from mip.toybox.pretrain.portraits import Portraits, portraits
+from mip.toybox.pretrain.portraits import portraits
 from mip.toybox.pretrain.scenery import Scenery, scenery
 from mip.toybox.pretrain.workers import Workers, run
 
@@ -32,10 +32,11 @@ SCENES = {"seed": 1, "count": 40_000}
 HELD_OUT = {"seed": 2, "count": 500, "split": "benchmark"}
 SINGLES = {"seed": 5, "count": 20_000, "shares": (1.0,)}  # one object each, for the plain adapter
 PORTRAITS = {"seed": 3, "count": 30_000}
+MORE_PORTRAITS = {"seed": 3, "count": 60_000}  # for the image encoder: what it misreads, no adapter can draw
 AUTOENCODER = {"seed": 11, "steps": 1600, "batch": 24}
 BASE = {"seed": 21, "steps": 3600, "batch": 96, "lr": 2.5e-3, "grounding": 0.2}
 VISION = {
-    "image_encoder": {"seed": 31, "steps": 1500, "batch": 96},
+    "image_encoder": {"seed": 31, "steps": 3000, "batch": 96},
     "open_clip": {"seed": 32, "steps": 600, "batch": 96},
     "dino": {"seed": 33, "steps": 300, "batch": 96},
     "appearance": {"seed": 34, "steps": 1500, "batch": 96},
@@ -53,8 +54,8 @@ def _scenes(work: Path) -> Scenery:
     return scenery(work / "scenes", **SCENES)
 
 
-def _portraits(work: Path) -> Portraits:
-    return portraits(work / "scenes", **PORTRAITS)
+def _portraits_of(name: str) -> dict[str, int]:
+    return MORE_PORTRAITS if name == "image_encoder" else PORTRAITS
 
 
 def _autoencoder(work: Path) -> None:
@@ -79,12 +80,13 @@ def _vision(name: str, work: Path) -> None:
     torch.set_num_threads(1)
     settings, out = VISION[name], work / name
     if name == "open_clip":
-        vision.clip(_portraits(work), _scenes(work), out, **settings)
+        vision.clip(portraits(work / "scenes", **PORTRAITS), _scenes(work), out, **settings)
     elif name == "detector":
         vision.detector(_scenes(work), out, **settings)
     else:
         of_portraits = {"image_encoder": vision.image_encoder, "dino": vision.dino, "appearance": vision.appearance}
-        of_portraits[name](_portraits(work), out, **settings)
+        source = portraits(work / "scenes", **_portraits_of(name))
+        of_portraits[name](source, out, **settings)
 
 
 def _adapter(workers: Workers, work: Path, variant: str) -> None:
@@ -113,7 +115,8 @@ def build(out: Path, work: Path) -> None:
     """Train what is missing in `work`, then put everything into `out` with a list of hashes."""
     work.mkdir(parents=True, exist_ok=True)
     _scenes(work)
-    _portraits(work)
+    for count_of in (PORTRAITS, MORE_PORTRAITS):
+        portraits(work / "scenes", **count_of)
     for others in (SINGLES, HELD_OUT):
         scenery(work / "scenes", **others)
     if not (work / "vae" / "config.json").exists():
@@ -136,6 +139,7 @@ def build(out: Path, work: Path) -> None:
         "scenes": SCENES,
         "singles": SINGLES,
         "portraits": PORTRAITS,
+        "more_portraits": MORE_PORTRAITS,
         "autoencoder": AUTOENCODER,
         "base": BASE,
         "vision": VISION,
