@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from mip.errors import CheckpointError, ConfigError
-from mip.model.adapter import MIPAdapter
+from mip.model.adapter import Arithmetic, MIPAdapter
 from mip.model.checkpoint import read_adapter
 from mip.model.encoding import Framing, encode_texts, image_pixels, name_tokens
 from mip.model.projection import check_encoder
@@ -40,6 +40,7 @@ class MIPAdapterXLPipeline(StableDiffusionXLPipeline):
         image_encoder: CLIPVisionModelWithProjection | str | Path | None = None,
         image_encoder_subfolder: str = "",
         variant: str | None = None,
+        arithmetic: Arithmetic = "fast",
     ) -> None:
         """Load adapter weights and the image encoder they need; replaces an adapter loaded before.
 
@@ -49,6 +50,7 @@ class MIPAdapterXLPipeline(StableDiffusionXLPipeline):
             image_encoder: an encoder, a folder or a repository; None keeps the pipeline's own.
             image_encoder_subfolder: folder of the encoder inside its repository.
             variant: "sdxl" or "sdxl_plus", to insist on one; None takes what the file is.
+            arithmetic: "official" computes attention in the public code's order of operations: slower, for comparison.
 
         Raises:
             CheckpointError: the file cannot be had or does not fit this UNet.
@@ -66,7 +68,7 @@ class MIPAdapterXLPipeline(StableDiffusionXLPipeline):
         # With offloading on, this sets the hooks anew, for the encoder too.
         self.maybe_free_model_hooks()
         self.unload_mip_adapter()
-        self.mip_adapter = adapter.install(self.unet, dtype=self.unet.dtype)
+        self.mip_adapter = adapter.install(self.unet, dtype=self.unet.dtype, arithmetic=arithmetic)
 
     def unload_mip_adapter(self) -> None:
         """Restore the UNet as it was; does nothing when no adapter is loaded."""
