@@ -1,6 +1,8 @@
 """The command line: `mip generate`, `mip inspect`, `mip convert`, `mip doctor`."""
 
 import sys
+import warnings
+from typing import Any
 
 import typer
 
@@ -21,8 +23,13 @@ app.command(name="doctor")(doctor.doctor)
 
 def main() -> None:
     """Run it; an error of ours is one line on stderr and exit code 2."""
+    warnings.formatwarning = _line
     try:
         app()
     except MipError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _line(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"warning: {message}\n"

@@ -3,7 +3,7 @@
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from mip.config import Paths, load_profile
 from mip.errors import ConfigError, DataError, ReferencesError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from mip.model.maps import RelevanceMaps
+
+_MAP_SIDE = 512  # pixels
 
 
 def generate(
@@ -37,11 +44,16 @@ def generate(
     height: Annotated[int | None, typer.Option(help="Pixels; else the base's own size.", min=8)] = None,
     training_free: Annotated[bool, typer.Option(help="The plain IP-Adapter's weights, merged by position.")] = False,
     centre_crop: Annotated[bool, typer.Option(help="Crop photos to a square instead of padding them.")] = False,
+    start: Annotated[float, typer.Option(help="Share of the steps from which on references act.")] = 0.0,
+    end: Annotated[float, typer.Option(help="Share of the steps before which they act.")] = 1.0,
+    maps: Annotated[bool, typer.Option("--maps", help="Also draw where each reference acted: SEED-maps.png.")] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("out"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace images of the same seed.")] = False,
 ) -> None:
     """Draw; beside each SEED.png lies SEED.json with everything needed to make it again."""
     named = _parsed(ref or [])
+    if maps and not named:
+        raise ConfigError("got --maps and no --ref; give the objects whose places are to be drawn")
     name, settings = load_profile(params, profile)
     targets = {seed + n: out / f"{seed + n:06d}.png" for n in range(num_images)}
     if (taken := [path for path in targets.values() if path.exists()]) and not overwrite:
@@ -58,14 +70,16 @@ def generate(
     from mip.evaluation.benchmarks import load_reference
     from mip.evaluation.painting import save_png
     from mip.loading import load_pipeline
+    from mip.model.checkpoint import find_adapter
     from mip.model.pipeline import Reference
     from mip.tables import file_hash, write_json
-    from mip.training.networks import adapter_file
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # of loading: two seconds
     references = [Reference(noun, [load_reference(path, None) for path in paths]) for noun, paths in named]
-    file = weights if weights is not None or not references else adapter_file(settings.models)
+    file = weights
+    if references and weights is None:
+        file = find_adapter(settings.models.ip_adapter, settings.models.ip_adapter_weight)
     if references:
         kind = "the plain IP-Adapter, not trained" if weights is None else "MIP-Adapter"
         print(f"adapter: {file} ({kind})", file=sys.stderr)
@@ -85,8 +99,10 @@ def generate(
         "scale": scale,
         "gated": False if training_free else None,
         "framing": "centre_crop" if centre_crop else "pad",
+        "reference_start": start,
+        "reference_end": end,
     }
-    own: dict[str, Any] = {**merged, "references": references} if references else {}
+    own: dict[str, Any] = {**merged, "references": references, "return_maps": maps} if references else {}
     made_from = {
         "profile": name,
         "models": settings.models.model_dump(mode="json"),
@@ -102,15 +118,18 @@ def generate(
     with Progress(*columns, console=Console(stderr=True)) as bars:
         for own_seed, target in targets.items():
             bar = bars.add_task(target.name, total=drawn["num_inference_steps"])
-            image = pipe(
+            result = pipe(
                 **drawn,
                 **own,
                 generator=torch.Generator().manual_seed(own_seed),
                 callback_on_step_end=partial(_advance, bars, bar),
-            ).images[0]
+            )
+            image = result.images[0]
             said = {**drawn, **merged, "seed": own_seed, "width": image.width, "height": image.height, **made_from}
             save_png(target, image, said)
             write_json(target.with_suffix(".json"), said)
+            if maps:
+                _save_maps(target.with_name(f"{target.stem}-maps.png"), image, result.maps[0], prompt)
     for target in targets.values():
         print(target)
 
@@ -123,6 +142,16 @@ def trained_adapter(profile: str) -> Path:
 def _advance(bars: Progress, bar: TaskID, _pipe: object, _step: int, _time: object, tensors: dict[str, Any]) -> Any:
     bars.advance(bar)
     return tensors
+
+
+def _save_maps(path: Path, image: "Image.Image", maps: "RelevanceMaps", prompt: str) -> None:
+    """The image, and beside it where each reference acted."""
+    from mip.evaluation.report import pictures
+    from mip.visualize import overlay
+
+    shown = pictures.fit(image, _MAP_SIDE)
+    row = pictures.Row(prompt, (), (shown, *(overlay(shown, map_HW) for map_HW in maps.mean_NHW)), ())
+    pictures.save(pictures.grid([row], headers=["image", *maps.names], cell=_MAP_SIDE), path)
 
 
 def _parsed(given: list[str]) -> list[tuple[str, list[Path]]]:

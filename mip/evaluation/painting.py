@@ -1,6 +1,6 @@
 """Draws tasks with one method: the pipeline, its weights, batches, and what is kept beside an image.
 
-B tasks   N references   H, W latent height and width   Q latent positions of a layer
+N references   H, W latent height and width
 """
 
 import json
@@ -13,11 +13,9 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-import torch.nn.functional as F
 import transformers
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 
 from mip.config import Generate, Models
 from mip.errors import CheckpointError
@@ -26,8 +24,8 @@ from mip.evaluation.encoders import version_of
 from mip.evaluation.layouts import Layouts
 from mip.evaluation.methods import Method
 from mip.loading import load_pipeline
+from mip.model.maps import RelevanceMaps
 from mip.model.pipeline import MIPAdapterXLPipeline, Reference
-from mip.model.references import ReferenceMaps, layer_grid
 from mip.tables import Row, atomic, file_hash, fingerprint
 
 _MODEL_CODE = Path(__file__).parents[1] / "model"
@@ -94,10 +92,10 @@ class Painter:
 
     def draw(self, job: Job) -> None:
         """Write <task_id>.png, where it is missing, and maps/<task_id>.npz."""
-        images, relevance_BNHW = self._draw_batch(job.tasks, scale=job.scale, with_maps=job.has_maps)
-        for row, (task, image) in enumerate(zip(job.tasks, images, strict=True)):
-            if job.has_maps and relevance_BNHW is not None:
-                _save_map(map_path(job.folder, task), task, relevance_BNHW[row])
+        images, maps = self._draw_batch(job.tasks, scale=job.scale, with_maps=job.has_maps)
+        for task, image, own_maps in zip(job.tasks, images, maps, strict=True):
+            if own_maps is not None:
+                _save_map(map_path(job.folder, task), own_maps)
             if not image_path(job.folder, task).exists():
                 save_png(image_path(job.folder, task), image, self._metadata(task, job.scale))
 
@@ -107,11 +105,9 @@ class Painter:
 
     def _draw_batch(
         self, tasks: Sequence[Row], *, scale: float | None, with_maps: bool
-    ) -> tuple[list[Image.Image], Tensor | None]:
+    ) -> tuple[list[Image.Image], Sequence[RelevanceMaps | None]]:
         pipe = self._pipeline
         side = self.models.resolution
-        latent_side = side // pipe.vae_scale_factor
-        maps = MeanRelevance(latent_size=(latent_side, latent_side)) if with_maps else None
         own: dict[str, Any] = {}
         if self.method.has_references:
             own = {
@@ -120,7 +116,7 @@ class Painter:
                 "merge": self.method.merge,
                 "gated": self.method.gated,
                 "oracle": self.method.oracle,
-                "cross_attention_kwargs": {"reference_maps": maps} if maps is not None else None,
+                "return_maps": with_maps,
             }
         # One CPU generator per image: its noise does not depend on the batch, nor on the device.
         generators = [torch.Generator().manual_seed(task["seed"]) for task in tasks]
@@ -136,8 +132,7 @@ class Painter:
             generator=generators,
             **own,
         )
-        # Guidance puts the negative half first.
-        return result.images, maps.mean_BNHW()[-len(tasks) :] if maps is not None else None
+        return result.images, getattr(result, "maps", None) or [None] * len(tasks)
 
     def _references_of(self, task: Row) -> list[Reference]:
         references = [self._reference(reference) for reference in task["references"]]
@@ -176,29 +171,6 @@ class Painter:
 _UNUSED_BY_BASE = {"device", "image_encoder", "image_encoder_subfolder", "ip_adapter", "ip_adapter_weight", "variant"}
 
 
-@dataclass
-class MeanRelevance(ReferenceMaps):
-    """Keeps only the mean over layers and steps, at latent size: what is recorded does not grow with the steps."""
-
-    latent_size: tuple[int, int] = (0, 0)
-    _sum_BNHW: Tensor | None = None
-    _count: int = 0
-
-    def add(self, layer: str, mass_BNQ: Tensor, relevance_BNQ: Tensor | None) -> None:
-        """Add the maps of one pass through a layer."""
-        if relevance_BNQ is None:
-            return
-        map_BNHW = relevance_BNQ.unflatten(-1, layer_grid(self.latent_size, relevance_BNQ.shape[-1]))
-        resized_BNHW = F.interpolate(map_BNHW, size=self.latent_size, mode="bilinear")
-        self._sum_BNHW = resized_BNHW if self._sum_BNHW is None else self._sum_BNHW + resized_BNHW
-        self._count += 1
-
-    def mean_BNHW(self) -> Tensor:
-        """Mean of all passes, float32 on the CPU; sums to 1 over references."""
-        assert self._sum_BNHW is not None, "no layer recorded a relevance map"
-        return (self._sum_BNHW / self._count).cpu()
-
-
 def save_png(path: Path, image: Image.Image, metadata: Mapping[str, Any]) -> Path:
     """Write an image, whole or not at all, with the metadata as JSON in its text chunk "mip"; no clock in its bytes."""
     info = PngInfo()
@@ -225,7 +197,6 @@ def map_path(folder: Path, task: Row) -> Path:
     return folder / "maps" / f"{task['task_id']}.npz"
 
 
-def _save_map(path: Path, task: Row, relevance_NHW: Tensor) -> None:
-    names = [reference["name"] for reference in task["references"]]
+def _save_map(path: Path, maps: RelevanceMaps) -> None:
     with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, relevance_NHW=relevance_NHW[: len(names)].numpy(), names=np.array(names))
+        np.savez(file, relevance_NHW=maps.mean_NHW.numpy(), names=np.array(maps.names))

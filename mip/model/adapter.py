@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -29,7 +30,10 @@ class MIPAdapter(nn.Module):
     Attributes:
         variant: what differs between the two published adapters.
         projection: image features to image tokens; frozen unless the caller thaws it.
+        metadata: header of the file it came from; empty for one that was made here.
     """
+
+    metadata: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, processors: Mapping[int, MIPAttnProcessor], projection: nn.Module, variant: Variant) -> None:
         super().__init__()
@@ -64,6 +68,7 @@ class MIPAdapter(nn.Module):
             checkpoint.variant,
         )
         adapter._load_layers(checkpoint.layers)
+        adapter.metadata = checkpoint.metadata
         if adds_gate and not checkpoint.has_gate:
             adapter.add_gate()
         return adapter
@@ -156,6 +161,16 @@ class MIPAdapter(nn.Module):
             yield self
         finally:
             self.eject()
+
+    @contextmanager
+    def ejected(self) -> Iterator[UNet2DConditionModel]:
+        """The UNet as it was without the adapter, for the length of a `with` block."""
+        (unet,), processors = self._unet, self._unet[0].attn_processors
+        unet.set_attn_processor(dict(self._replaced))
+        try:
+            yield unet
+        finally:
+            unet.set_attn_processor(processors)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What the paper trains: to_k_ip, to_v_ip and text_to_weight of every layer, by index."""

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -69,6 +71,26 @@ class AdapterCheckpoint:
     def has_gate(self) -> bool:
         """False for a plain IP-Adapter."""
         return any(".text_to_weight." in key for key in self.layers)
+
+
+def find_adapter(source: str | Path, weight_name: str | None) -> Path:
+    """An adapter's file: `source` itself, or `weight_name` in that folder or repository of the Hugging Face hub.
+
+    Raises:
+        CheckpointError: it cannot be had.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    if weight_name is None:
+        raise CheckpointError(f"got {source}, which is no file, and no weight_name; give the name of the file in it")
+    if path.is_dir():
+        return path / weight_name
+    try:
+        return Path(hf_hub_download(str(source), weight_name))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"got {source} with {weight_name}, neither here nor on the hub: {reason}") from error
 
 
 def read_adapter(path: Path, *, variant: str | None = None) -> AdapterCheckpoint:

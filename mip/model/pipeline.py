@@ -3,26 +3,35 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.utils.torch_utils import get_module_execution_device
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
-from mip.errors import CheckpointError, ConfigError
+from mip.errors import ConfigError
 from mip.model.adapter import Arithmetic, MIPAdapter
-from mip.model.checkpoint import read_adapter
+from mip.model.checkpoint import find_adapter, read_adapter, save_adapter
 from mip.model.encoding import Framing, encode_texts, image_pixels, name_tokens
+from mip.model.maps import MeanRelevance, MIPAdapterXLPipelineOutput
 from mip.model.projection import check_encoder
 from mip.model.references import Merge, ReferenceCache, References
-from mip.model.request import Reference, oracle_masks, region_masks, rows_per_prompt, stacked
+from mip.model.request import (
+    Reference,
+    oracle_masks,
+    region_masks,
+    rows_per_prompt,
+    stacked,
+    warn_of_absent_names,
+)
+from mip.model.window import Window
 
 _PARENT_CALL = inspect.signature(StableDiffusionXLPipeline.__call__)
+_SAVED = "mip_adapter.safetensors"
 _PARENT_EXTRAS = {"callback", "callback_steps"}  # deprecated, but still read by the parent from its **kwargs
 
 
@@ -60,7 +69,7 @@ class MIPAdapterXLPipeline(StableDiffusionXLPipeline):
             raise ConfigError(
                 "got a UNet whose weights are offloaded; load the adapter before enabling sequential offload"
             )
-        checkpoint = read_adapter(_adapter_file(source, weight_name), variant=variant)
+        checkpoint = read_adapter(find_adapter(source, weight_name), variant=variant)
         adapter = MIPAdapter.from_checkpoint(checkpoint, self.unet)
         encoder = self._found_image_encoder(image_encoder, subfolder=image_encoder_subfolder)
         check_encoder(adapter.variant, adapter.projection, encoder)
@@ -76,6 +85,24 @@ class MIPAdapterXLPipeline(StableDiffusionXLPipeline):
             self.mip_adapter.eject()
         self.mip_adapter = None
 
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As the parent's; the adapter lies in a file of its own beside the UNet, which is saved as it was without."""
+        if self.mip_adapter is None:
+            super().save_pretrained(save_directory, *args, **kwargs)
+            return
+        with self.mip_adapter.ejected():
+            super().save_pretrained(save_directory, *args, **kwargs)
+        save_adapter(Path(save_directory) / _SAVED, self.mip_adapter.checkpoint(self.mip_adapter.metadata))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Self:
+        """As the parent's; an adapter that `save_pretrained` left in a local folder is loaded too."""
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        saved = Path(pretrained_model_name_or_path) / _SAVED
+        if saved.is_file():
+            pipe.load_mip_adapter(saved)
+        return pipe
+
     @torch.no_grad()
     def __call__(
         self,
@@ -87,9 +114,14 @@ class MIPAdapterXLPipeline(StableDiffusionXLPipeline):
         gated: bool | None = None,
         oracle: bool = False,
         framing: Framing = "pad",
+        reference_start: float = 0.0,
+        reference_end: float = 1.0,
+        return_maps: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Generate images; every other argument, and the result, are those of StableDiffusionXLPipeline.
+
+        Warns about a reference whose name the prompt does not contain.
 
         Args:
             prompt: one or several.
@@ -100,11 +132,15 @@ class MIPAdapterXLPipeline(StableDiffusionXLPipeline):
             gated: False leaves the learnt gate out (training-free); None uses it if the adapter has one.
             oracle: the references' regions replace the word maps; where all are 0 no reference acts.
             framing: what happens to reference images that are not square: "pad" with white, or "centre_crop".
+            reference_start: share of the denoising steps from which on references act.
+            reference_end: share of the denoising steps before which they act.
+            return_maps: also return where each reference acted, as `maps`, one RelevanceMaps an image.
             **kwargs: as the parent's; `cross_attention_kwargs` may hold LoRA's `scale` and a `reference_maps`.
 
         Raises:
-            ConfigError: no adapter is loaded, or `gated=True` and it has no gate.
-            ReferencesError: references that do not fit the prompts or contradict one another.
+            ConfigError: no adapter is loaded, `gated=True` and it has no gate, or `return_maps` with
+                merge="concat" (which weighs no reference) or with a `reference_maps` of the caller's.
+            ReferencesError: references that do not fit the prompts or contradict one another, or no step for them.
         """
         call = _PARENT_CALL.bind(self, prompt, *args, **kwargs)
         call.apply_defaults()
@@ -113,23 +149,39 @@ class MIPAdapterXLPipeline(StableDiffusionXLPipeline):
                 f"got unknown arguments {', '.join(sorted(unknown))}; see the parent's __call__ for its arguments"
             )
         rows = rows_per_prompt(references, _count_prompts(call.arguments))
-        if not any(rows):
-            return super().__call__(*call.args[1:], **call.kwargs)
-
-        own = self._references(
-            rows, call.arguments, scale=scale, merge=merge, gated=gated, oracle=oracle, framing=framing
-        )
-        given = call.arguments["cross_attention_kwargs"]
-        call.arguments["cross_attention_kwargs"] = {
-            **(given or {}),
-            "references": own,
-            "reference_cache": ReferenceCache(own),
-        }
+        window, given = Window(reference_start, reference_end), call.arguments["cross_attention_kwargs"]
+        recorder = None
+        if any(rows):
+            own = self._references(
+                rows, call.arguments, scale=scale, merge=merge, gated=gated, oracle=oracle, framing=framing
+            )
+            warn_of_absent_names((call.arguments["prompt"], call.arguments["prompt_2"]), rows)
+            acting = {**(given or {}), "references": own, "reference_cache": ReferenceCache(own)}
+            if return_maps:
+                if merge == "concat" or "reference_maps" in acting:
+                    raise ConfigError(
+                        "got return_maps=True with merge='concat', which weighs no reference, or with another "
+                        "reference_maps; leave one out"
+                    )
+                assert own.latent_size is not None
+                acting["reference_maps"] = recorder = MeanRelevance(
+                    latent_size=own.latent_size, rows=own.batch - own.negatives
+                )
+            call.arguments["cross_attention_kwargs"] = acting
+            window.apply(call.arguments, resting=given)
         try:
-            return super().__call__(*call.args[1:], **call.kwargs)
+            result = super().__call__(*call.args[1:], **call.kwargs)
         finally:
-            # The parent keeps its arguments until the next call; this one holds tensors of every layer.
+            # The parent keeps its arguments until the next call; these hold tensors of every layer.
             self._cross_attention_kwargs = given
+        if not return_maps:
+            return result
+        recorder = recorder or MeanRelevance(latent_size=self._latent_size(call.arguments))
+        images_per_prompt = call.arguments["num_images_per_prompt"] or 1
+        maps = recorder.of_images([[r.name for r in row] for row in rows for _ in range(images_per_prompt)])
+        if not call.arguments["return_dict"]:
+            return (*result, maps)
+        return MIPAdapterXLPipelineOutput(images=result.images, maps=maps)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _references(
         self,
@@ -238,21 +290,6 @@ class MIPAdapterXLPipeline(StableDiffusionXLPipeline):
         if isinstance(encoder, str | Path):
             encoder = CLIPVisionModelWithProjection.from_pretrained(str(encoder), subfolder=subfolder)
         return encoder.to(device=self.device, dtype=self.unet.dtype).eval()  # pyright: ignore
-
-
-def _adapter_file(source: str | Path, weight_name: str | None) -> Path:
-    path = Path(source)
-    if path.is_file():
-        return path
-    if weight_name is None:
-        raise CheckpointError(f"got {source}, which is no file, and no weight_name; give the name of the file in it")
-    if path.is_dir():
-        return path / weight_name
-    try:
-        return Path(hf_hub_download(str(source), weight_name))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"got {source} with {weight_name}, neither here nor on the hub: {reason}") from error
 
 
 def _count_prompts(arguments: dict[str, Any]) -> int:

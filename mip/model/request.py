@@ -1,5 +1,7 @@
 """What a user asks for: references, one list per prompt, with regions."""
 
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -59,6 +61,25 @@ def rows_per_prompt(
     if not all(isinstance(reference, Reference) for row in rows for reference in row):
         raise ReferencesError("got something else than a Reference in references; give Reference(name, [image])")
     return rows
+
+
+def warn_of_absent_names(prompts: Sequence[str | Sequence[str] | None], rows: Sequence[Sequence[Reference]]) -> None:
+    """Warn about each name that its prompt does not contain, as whole words in any case, the plural allowed.
+
+    Args:
+        prompts: the prompts for each text encoder: one, one per row, or None (embedded already: nothing is checked).
+        rows: the references of each prompt.
+    """
+    given = [[text] * len(rows) if isinstance(text, str) else text for text in prompts if text is not None]
+    for row, texts in zip(rows, zip(*given, strict=True), strict=False):
+        for name in dict.fromkeys(reference.name for reference in row):
+            words = r"\s+".join(map(re.escape, name.split()))
+            if not any(re.search(rf"(?<!\w){words}(s|es)?(?!\w)", text, re.IGNORECASE) for text in texts):
+                warnings.warn(
+                    f"got a reference named {name!r} and the prompt {texts[0]!r}, which does not contain that name; "
+                    "an object that the prompt does not ask for is seldom drawn: use the same noun in both",
+                    stacklevel=4,  # the line that calls the pipeline, through torch's no_grad
+                )
 
 
 def region_masks(row: Sequence[Reference], latent_size: tuple[int, int]) -> Tensor | None:

@@ -21,11 +21,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mip.config import Models, Train
 from mip.errors import ConfigError, DataError, TrainingError
-from mip.model.checkpoint import save_adapter
+from mip.model.checkpoint import find_adapter, save_adapter
 from mip.tables import Row, file_hash, fingerprint, write_json, write_table
 from mip.training.checkpoints import load_state, save_state
 from mip.training.dataset import Batch, FeatureSet, Sampler
-from mip.training.networks import adapter_file, base_weights, device_named
+from mip.training.networks import base_weights, device_named
 from mip.training.objective import Draws, Dropout, NoiseSchedule, losses, with_dropout
 from mip.training.start import load_unet, start_adapter
 
@@ -96,7 +96,7 @@ class _Run:
         self.is_gated = config.gated and config.merge == "weighted"
 
         unet = load_unet(models, precision=config.precision)
-        self.start = adapter_file(models)
+        self.start = find_adapter(models.ip_adapter, models.ip_adapter_weight)
         self.adapter = start_adapter(self.start, unet, config=config, models=models)
         self.adapter.install(unet)
         self.parameters = self.adapter.trainable_parameters()

@@ -79,23 +79,6 @@ def image_encoder_weights(models: Models) -> Weights:
     return weights_at(models.image_encoder, marker=str(Path(models.image_encoder_subfolder) / "config.json"))
 
 
-def adapter_file(models: Models) -> Path:
-    """The IP-Adapter's file, fetched if it is on the hub. Raises ConfigError where there is none."""
-    if models.ip_adapter_weight is None:
-        if not Path(models.ip_adapter).is_file():
-            raise ConfigError(
-                f"got ip_adapter {models.ip_adapter!r}, which is no file; give one, or a hub id and ip_adapter_weight"
-            )
-        return Path(models.ip_adapter)
-    try:
-        return Path(hf_hub_download(models.ip_adapter, models.ip_adapter_weight))
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise ConfigError(
-            f"got {models.ip_adapter_weight!r} of {models.ip_adapter!r}, which cannot be had ({reason})"
-        ) from None
-
-
 @dataclass(frozen=True)
 class Identity:
     """Hashes of everything the encodings depend on, apart from the sample itself."""

@@ -16,6 +16,9 @@ from mip.model.request import Reference
 # diffusers' Euler scheduler with numpy 2.4.
 
 
+PROMPT = "a cat, a dog, a red hat"
+
+
 @pytest.fixture
 def pipe(build_pipeline, adapter_files):
     pipeline = build_pipeline()
@@ -28,7 +31,7 @@ def objects(photos):
     return [Reference(name, [photo]) for name, photo in zip(("cat", "dog", "red hat"), photos, strict=True)]
 
 
-def draw(pipeline, prompt: Any = "a cat, a dog", seeds=(0,), **kwargs) -> torch.Tensor:
+def draw(pipeline, prompt: Any = PROMPT, seeds=(0,), **kwargs) -> torch.Tensor:
     """Latents; every image of a batch starts from a seed of its own."""
     settings = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "latent"}
     generator = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -65,17 +68,18 @@ def test_any_number_of_references_with_and_without_guidance(pipe, objects, count
 
 
 def test_prompts_of_one_batch_may_have_different_numbers_of_references(pipe, objects):
-    prompts, rows = ["a cat", "a dog", "a cat, a dog"], [objects[:1], [], objects]
+    pipe.to(torch.float64)  # the tiny UNet turns float32's rounding into 1e-3
+    prompts, rows = ["a cat", "a dog", "a cat, a dog, a red hat"], [objects[:1], [], objects]
     together = draw(pipe, prompts, seeds=(0, 1, 2), references=rows)
     for index, row in enumerate(rows):
         alone = draw(pipe, prompts[index], seeds=(index,), references=row)
-        torch.testing.assert_close(together[index : index + 1], alone, atol=2e-3, rtol=0)
+        torch.testing.assert_close(together[index : index + 1], alone, atol=1e-4, rtol=1e-5)
 
 
 def test_several_images_per_prompt_share_its_references(pipe, objects):
-    prompts, rows = ["a cat", "a dog"], [objects[:1], objects[1:]]
+    prompts, rows = ["a cat", "a dog, a red hat"], [objects[:1], objects[1:]]
     images = draw(pipe, prompts, seeds=(0, 1, 2, 3), references=rows, num_images_per_prompt=2)
-    alone = draw(pipe, "a dog", seeds=(3,), references=rows[1])
+    alone = draw(pipe, prompts[1], seeds=(3,), references=rows[1])
     torch.testing.assert_close(images[3:], alone, atol=2e-3, rtol=0)
 
 
@@ -166,7 +170,7 @@ def test_the_negative_half_has_no_image_no_name_and_the_same_lengths(
 def test_references_are_encoded_once_per_call(pipe, objects, monkeypatch):
     passes = []
     pipe.image_encoder.register_forward_hook(lambda module, args, output: passes.append(len(args[0])))
-    draw(pipe, ["a cat", "a dog"], seeds=(0, 1), references=objects, num_inference_steps=3)
+    draw(pipe, [PROMPT, PROMPT], seeds=(0, 1), references=objects, num_inference_steps=3)
     assert passes == [3]
 
 
@@ -213,7 +217,8 @@ def test_the_prompt_is_projected_once_and_anew_when_a_callback_replaces_it(pipe,
 
 
 def test_embedded_prompts_are_counted(pipe, objects):
-    embedded = pipe.encode_prompt(["a cat", "a dog"], do_classifier_free_guidance=True)
+    prompts = [PROMPT, f"{PROMPT} on a mat"]
+    embedded = pipe.encode_prompt(prompts, do_classifier_free_guidance=True)
     names = (
         "prompt_embeds",
         "negative_prompt_embeds",
@@ -221,9 +226,7 @@ def test_embedded_prompts_are_counted(pipe, objects):
         "negative_pooled_prompt_embeds",
     )
     images = draw(pipe, None, seeds=(0, 1), references=objects, **dict(zip(names, embedded, strict=True)))
-    torch.testing.assert_close(
-        images, draw(pipe, ["a cat", "a dog"], seeds=(0, 1), references=objects), atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(images, draw(pipe, prompts, seeds=(0, 1), references=objects), atol=1e-3, rtol=0)
 
 
 def test_half_precision_pipelines_take_references(build_pipeline, adapter_files, objects):

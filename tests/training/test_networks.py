@@ -5,7 +5,7 @@ import torch
 
 from mip.config import Models
 from mip.errors import ConfigError
-from mip.training.networks import adapter_file, base_weights, device_named, identify, image_encoder_weights
+from mip.training.networks import base_weights, device_named, identify, image_encoder_weights
 
 
 def test_a_base_that_is_nowhere_is_named(models: Models):
@@ -16,11 +16,6 @@ def test_a_base_that_is_nowhere_is_named(models: Models):
 def test_an_image_encoder_that_is_nowhere_is_named(models: Models):
     with pytest.raises(ConfigError, match=r"config\.json"):
         image_encoder_weights(models.model_copy(update={"image_encoder_subfolder": "elsewhere"}))
-
-
-def test_an_ip_adapter_that_is_nowhere_is_named(models: Models):
-    with pytest.raises(ConfigError, match=r"none\.bin"):
-        adapter_file(models.model_copy(update={"ip_adapter": "none.bin"}))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -10,6 +10,7 @@ from mip.evaluation.report import findings, pictures
 from mip.evaluation.report.inputs import ABSENT, SHOWN, Block, Inputs, picture
 from mip.evaluation.report.results import ARROWS, alternative, reference_pictures
 from mip.tables import Row, read_rows
+from mip.visualize import overlay
 
 
 def confusion(inputs: Inputs, *, worst: int) -> Block:
@@ -169,5 +170,5 @@ def _mapped(inputs: Inputs, path: Path, method: str, task: Row) -> pictures.Row:
             f"{path}: got maps of shape {relevance_NHW.shape} for {len(names)} names; expected one H x W map a name"
         )
     image = pictures.fit(inputs.image(method, task["task_id"]), SHOWN)
-    maps = [pictures.overlay(image, map_HW) for map_HW in relevance_NHW]
+    maps = [overlay(image, map_HW) for map_HW in relevance_NHW]
     return pictures.Row(f"{findings.long_name(method)}: {task['prompt']}", (), (image, *maps), ("", *names))

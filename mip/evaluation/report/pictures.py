@@ -1,4 +1,4 @@
-"""Pictures of the report: thumbnails, relevance laid over an image, the grid that compares methods.
+"""Pictures of the report: thumbnails, and the grid that compares methods.
 
 Small images are enlarged by whole factors without smoothing, so that every pixel that was generated can be seen.
 """
@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mip.errors import DataError
@@ -79,17 +77,6 @@ def save(image: Image.Image, path: Path) -> Path:
     with atomic(path) as temporary:
         image.save(temporary, format="PNG")
     return path
-
-
-def overlay(image: Image.Image, relevance_HW: NDArray[np.float32]) -> Image.Image:
-    """The image in grey under its relevance: dark violet is 0, yellow is 1, the same in every picture."""
-    weight = Image.fromarray(np.clip(relevance_HW, 0, 1).astype(np.float32)).resize(
-        image.size, Image.Resampling.BILINEAR
-    )
-    colour_HWC = matplotlib.colormaps["viridis"](np.asarray(weight))[..., :3]
-    grey_HWC = np.asarray(image.convert("L"), np.float32)[..., None] / 255
-    mixed_HWC = 0.6 * colour_HWC + 0.4 * grey_HWC
-    return Image.fromarray(np.round(mixed_HWC * 255).astype(np.uint8))
 
 
 def grid(rows: Sequence[Row], *, headers: Sequence[str], cell: int) -> Image.Image:
