@@ -1,0 +1,72 @@
+"""SDXL's real architecture without its weights: every position and shape of both released adapters."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import full_size
+from mip.model.checkpoint import AdapterCheckpoint
+from tests.closure import ROOT
+
+ORDER = Path(os.environ.get("MIP_GOLDEN") or ROOT.parent / "shared" / "golden") / "processor_order.json"
+
+
+@pytest.fixture(scope="module")
+def unet():
+    with torch.device("meta"):
+        return full_size.unet()
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """Position -> processor name."""
+    if not ORDER.is_file():
+        pytest.skip(f"no golden data: {ORDER} is missing; set MIP_GOLDEN")
+    return {int(index): name for index, name in json.loads(ORDER.read_text())["real_sdxl"].items()}
+
+
+def test_the_140_processors_are_in_the_recorded_order(unet, recorded):
+    assert dict(enumerate(unet.attn_processors)) == recorded
+    assert len(recorded) == 140
+
+
+@pytest.mark.parametrize(("variant", "tokens"), [("sdxl", 4), ("sdxl_plus", 16)])
+def test_an_adapter_has_the_released_shapes_at_every_position(unet, recorded, variant, tokens):
+    with torch.device("meta"):
+        adapter = full_size.adapter(variant, unet)
+        features = torch.zeros(2, 3, 1280) if variant == "sdxl" else torch.zeros(2, 3, 257, 1280)
+        assert adapter.projection(features).shape == (2, 3, tokens, 2048)
+    assert {index: layer.name for index, layer in adapter.processors.items()} == {
+        index: name for index, name in recorded.items() if "attn2" in name
+    }
+    for index, layer in adapter.processors.items():
+        width = unet.get_submodule(recorded[index].removesuffix(".processor")).to_q.weight.shape[0]
+        assert width == (640 if "down_blocks.1" in layer.name or "up_blocks.1" in layer.name else 1280)
+        assert layer.to_k_ip.weight.shape == layer.to_v_ip.weight.shape == (width, 2048)
+        assert layer.text_to_weight is not None and layer.text_to_weight.weight.shape == (1, width)
+    with adapter.installed(unet):
+        kinds = [type(processor).__name__ for processor in unet.attn_processors.values()]
+        assert kinds == ["PlainAttnProcessor", "MIPAttnProcessor"] * 70
+
+
+def test_the_variant_is_told_from_the_released_shapes(unet):
+    for variant in ("sdxl", "sdxl_plus"):
+        with torch.device("meta"):
+            projection = full_size.projection(variant).state_dict()
+        empty = {key: torch.zeros(t.shape) for key, t in projection.items()}
+        found = AdapterCheckpoint(image_proj=empty, layers={"1.to_k_ip.weight": torch.zeros(640, 2048)})
+        assert found.variant.name == variant
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", ["sdxl", "sdxl_plus"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_whole_model_draws_in_half_precision(variant, count):
+    from benchmarks.generate import drawn, toy_tokenizer
+
+    pipe = full_size.of_random_weights(variant, toy_tokenizer(), device="cuda", dtype=torch.float16)
+    pipe.mip_adapter = full_size.adapter(variant, pipe.unet).to("cuda").install(pipe.unet, dtype=torch.float16)
+    assert bool(drawn(pipe, references=count, size=1024, steps=30).isfinite().all())
