@@ -204,7 +204,7 @@ def references_of(tokens_BNRE: Tensor, phrase_BNTE: Tensor, lengths_BN: Tensor, 
     )
 
 
-@dataclass
+@dataclass(repr=False)
 class Ledger:
     """What the tests have compared so far."""
 
