@@ -1,97 +1,74 @@
-"""Finds the golden data: recorded runs of the official code on a tiny model of SDXL's shape.
+"""Gives each test the recorded cases of its kind, and says at the end what was compared."""
 
-MIP_GOLDEN names the folder; by default it is `shared/golden` beside the repository. Which cases there are, how many
-objects they have and how large they are is read from the folder's manifest, never assumed.
-"""
-
-import json
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from mip.model.references import References
-
-GOLDEN = Path(os.environ.get("MIP_GOLDEN") or Path(__file__).parents[3] / "shared" / "golden")
-
-# First part of a case's file -> the fixture that takes such cases one by one.
-_FIXTURES = {
-    "attention": "attention_case",
-    "unet": "unet_case",
-    "train": "training_case",
-    "e2e": "generation_case",
-}
+from tests.parity.golden import GOLDEN, HERE, KINDS, LEDGER, NOT_RUN, Case, Ledger, Run, cases, manifest, of_kind
 
 
-@dataclass(frozen=True)
-class Case:
-    """One recorded run; `tensors` are read when asked for."""
-
-    id: str
-    file: Path
-    params: Mapping[str, Any]
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """Inputs, outputs and intermediate values by name."""
-        return load_file(self.file)
-
-
-def golden_cases() -> list[Case]:
-    """All recorded runs; none without golden data."""
-    manifest = GOLDEN / "manifest.json"
-    if not manifest.is_file():
-        return []
-    listed = json.loads(manifest.read_text())["cases"]
-    return [Case(c["id"], GOLDEN / c["file"], c["params"]) for c in listed]
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LEDGER], config.stash[NOT_RUN] = Ledger(), []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give each test the cases of its kind."""
-    for folder, fixture in _FIXTURES.items():
-        if fixture in metafunc.fixturenames:
-            # Runs are told from their auxiliary files by what only they have.
-            found = [
-                case
-                for case in golden_cases()
-                if case.file.parent.name == folder and case.params.keys() & {"adapter", "heads", "adapter_grad_norms"}
-            ]
-            metafunc.parametrize(fixture, found, ids=[case.id for case in found])
+    """One test per case, or one that is skipped and says why."""
+    for fixture in KINDS.keys() & metafunc.fixturenames:
+        found = of_kind(KINDS[fixture])
+        reason = f"no case of this kind in {GOLDEN}" if cases() else f"no golden data in {GOLDEN}; set MIP_GOLDEN"
+        nothing = [pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))]
+        metafunc.parametrize(fixture, [pytest.param(one, id=one.id) for one in found] or nothing)
 
 
-@pytest.fixture(scope="session")
-def golden() -> Path:
-    """The folder; skips the test when there is none."""
-    if not (GOLDEN / "manifest.json").is_file():
-        pytest.skip(f"no golden data in {GOLDEN}; set MIP_GOLDEN")
-    return GOLDEN
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What checks the ledger comes last of all."""
+    items.sort(key=lambda item: item.path == HERE / "test_coverage.py")
 
 
-@pytest.fixture(scope="session")
-def golden_case(golden: Path) -> Callable[[str], Case]:
-    """A case by its id."""
-    cases = {case.id: case for case in golden_cases()}
-    return lambda name: cases[name]
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == HERE:
+            item.config.stash[NOT_RUN].append(item.nodeid)
 
 
-@pytest.fixture(scope="session")
-def references_of() -> Callable[..., References]:
-    """References from recorded tensors: tokens (B, N, R, E), embeddings of the names, their token counts."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call" and not report.skipped and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+        for value in item.callspec.params.values():
+            if isinstance(value, Case | Run):
+                item.config.stash[LEDGER].cases |= set(value.cases)
+    return report
 
-    def build(tokens_BNRE: Tensor, phrase_BNTE: Tensor, lengths_BN: Tensor, *, scale: float) -> References:
-        position_T = torch.arange(phrase_BNTE.shape[2])
-        return References(
-            image_BNRE=tokens_BNRE,
-            phrase_BNTE=phrase_BNTE,
-            words_BNT=(position_T >= 1) & (position_T <= lengths_BN[..., None]),
-            present_BN=torch.ones_like(lengths_BN, dtype=torch.bool),
-            scale_BN=torch.full(lengths_BN.shape, float(scale)),
-        )
 
-    return build
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    ledger = config.stash[LEDGER]
+    if not ledger.cases:
+        return
+    terminalreporter.section(f"compared with {GOLDEN} (set {manifest().get('set')}, seed {manifest().get('seed')})")
+    known, done = Counter(case.kind for case in cases()), Counter(case.kind for case in ledger.cases)
+    for kind, count in known.items():
+        terminalreporter.write_line(f"{kind:16} {done[kind]:3} of {count:3} cases")
+        differences = {name: values for (of, name), values in ledger.largest.items() if of == kind and values[0] > 0}
+        for name, (found, allowed) in sorted(differences.items(), key=lambda item: -item[1][0] / item[1][1]):
+            terminalreporter.write_line(f"{'':20} {name} within {found:.2g} of {allowed:.2g}")
+
+
+@pytest.fixture
+def ledger(pytestconfig: pytest.Config) -> Ledger:
+    """Compares, and remembers what it has compared."""
+    return pytestconfig.stash[LEDGER]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As the golden data were recorded: more threads add up in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
