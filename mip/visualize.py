@@ -11,7 +11,8 @@ def overlay(image: Image.Image, relevance_HW: ArrayLike) -> Image.Image:
 
     Args:
         image: any mode and size; the result is RGB of this size.
-        relevance_HW: values from 0 to 1 of any height and width, a tensor on the CPU too, such as a `mean_NHW[n]` of `RelevanceMaps`.
+        relevance_HW: values from 0 to 1 of any height and width; a tensor on the CPU too, such as one of
+            `RelevanceMaps.mean_NHW`.
 
     Raises:
         ValueError: a map that has not two axes.

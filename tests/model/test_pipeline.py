@@ -112,6 +112,15 @@ def test_image_tokens_of_one_object_are_averaged(pipe, photos):
     assert not torch.allclose(both, twice, atol=1e-3)
 
 
+def test_several_photos_give_the_mean_of_their_tokens(pipe, photos, monkeypatch):
+    one, other, both = (
+        seen_references(pipe, monkeypatch, prompt="a cat", references=[Reference("cat", own)])[0].image_BNRE[-1]
+        for own in (photos[:1], photos[1:2], photos[:2])
+    )
+    torch.testing.assert_close(both, (one + other) / 2)
+    assert not torch.allclose(one, other, atol=1e-2)
+
+
 def test_scale_0_is_the_base_and_scales_multiply(pipe, photos):
     assert torch.equal(draw(pipe, references=[Reference("cat", photos)], scale=0.0), draw(pipe))
     product = draw(pipe, references=[Reference("cat", photos, scale=0.5)], scale=0.5)

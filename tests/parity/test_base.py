@@ -8,27 +8,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from benchmarks import full_size
 from mip.model.adapter import MIPAdapter
 from mip.model.encoding import encode_texts, image_pixels
 from tests.parity.golden import GOLDEN, Case, Ledger, photograph
 
 BASE = GOLDEN / "base"
-
-# The published UNet of SDXL, without its weights.
-SDXL: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "layers_per_block": 2,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 
 
 def load_unet() -> UNet2DConditionModel:
@@ -108,7 +93,7 @@ def test_the_scheduler_steps_as_recorded(base_case: Case, ledger: Ledger):
 def test_the_order_of_the_processors_is_the_recorded_one(order_case: Case):
     if order_case.id == "real_sdxl":
         with torch.device("meta"):
-            unet = UNet2DConditionModel(**SDXL)
+            unet = full_size.unet()
     else:
         unet = load_unet()
     order = order_case.params
