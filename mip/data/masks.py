@@ -5,7 +5,7 @@ the file states are not used.
 """
 
 import json
-import math
+import sys
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -193,5 +193,6 @@ def _counts(segmentation: Any, *, width: int, height: int) -> str:
 
 
 def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None  # an integer may have hundreds of digits
