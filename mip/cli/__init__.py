@@ -1,10 +1,10 @@
-"""The command line: `mip generate`, `mip inspect`, `mip convert`, `mip doctor`."""
+"""The command line: `mip generate`, `mip inspect`, `mip convert`, `mip doctor`, `mip data`."""
 
 import sys
 
 import typer
 
-from mip.cli import checkpoints, doctor, generate
+from mip.cli import checkpoints, data, doctor, generate
 from mip.errors import MipError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app.command(name="generate")(generate.generate)
 app.command(name="inspect")(checkpoints.inspect)
 app.command(name="convert")(checkpoints.convert)
 app.command(name="doctor")(doctor.doctor)
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:
