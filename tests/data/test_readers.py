@@ -1,6 +1,7 @@
 """The formats that a user may bring, read: the same two pictures come out of each, and nothing in a file is run."""
 
 import json
+import os
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +20,7 @@ from mip.data.subject_dataset import read_names, read_subject_dataset
 from tests.data import worlds
 from tests.data.worlds import LABELS, SIZE
 
-GOLDEN = Path("/work/shared/golden/subject_samples")
+GOLDEN = Path(os.environ.get("MIP_GOLDEN") or Path(__file__).parents[3] / "shared" / "golden") / "subject_samples"
 
 
 def _objects(items: Iterable[Picture | Problem]) -> dict[str, dict[str, str]]:
@@ -103,7 +104,9 @@ def test_an_object_has_the_pixels_of_its_own_value_in_any_order(tmp_path: Path):
     assert _objects(read_subject_dataset(worlds.write_files(tmp_path / "d", files), names=None)) == TRUE
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden samples are not part of the project")
+@pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason=f"there are no golden samples in {GOLDEN}; set MIP_GOLDEN to their parent"
+)
 def test_the_golden_samples_are_read():
     items = list(read_subject_dataset(GOLDEN, names=None))
     problems = [(item.where, item.reason) for item in items if isinstance(item, Problem)]

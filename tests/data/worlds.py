@@ -169,3 +169,19 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
+
+
+def write_concept101(folder: Path) -> Path:
+    """A benchmark of one combination with two prompts."""
+    entry = [
+        {"class_prompt": "cat", "instance_data_dir": "./benchmark_dataset/pet_cat1"},
+        {"class_prompt": "dog", "instance_data_dir": "./benchmark_dataset/pet_dog1"},
+        {"prompt_filename_compose": "prompts/pets.txt"},
+    ]
+    (folder / "prompts").mkdir(parents=True)
+    (folder / "dataset_multiconcept.json").write_text(json.dumps([entry]))
+    (folder / "prompts" / "pets.txt").write_text("a {0} and a {1}\na {1} by a {0}\n")
+    for concept in ("pet_cat1", "pet_dog1"):
+        (folder / "benchmark_dataset" / concept).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "benchmark_dataset" / concept / "1.png")
+    return folder
