@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
+from mip.data.captions import is_text
 from mip.data.images import encode_mask
 from mip.data.problems import Reason, Refused
 
 MAX_PIXELS = 100_000_000  # of an image or mask; `extract` has a limit of its own
 
-_LONGEST = 1000  # characters of a caption or label
 _MARGIN = 1.0  # pixels by which a polygon may lie outside its image
 _OUTLINE = 64  # times width + height: more boundary than any outline has, and pycocotools allocates all of it
+_HIGHEST = (1 << 16) - 1  # level of a mask
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _GRAY = ("1", "L", "P", "I;16", "I")
 
@@ -35,14 +36,14 @@ def json_of(data: bytes) -> Any:
 
 def label_of(value: Any) -> str:
     """A name."""
-    if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST:
+    if not is_text(value) or not value.strip():
         raise Refused(Reason.BAD_LABEL, f"got label {_short(value)}")
     return " ".join(value.split())
 
 
 def caption_of(value: Any) -> str:
     """A caption."""
-    if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST:
+    if not is_text(value) or not value.strip():
         raise Refused(Reason.BAD_CAPTION, f"got caption {_short(value)}")
     return " ".join(value.split())
 
@@ -58,7 +59,7 @@ def score_of(value: Any, *, unit: bool = True) -> float:
 def value_of(value: Any) -> int:
     """A mask's level; 7.0 is 7, as tables with gaps have it."""
     level = number(value)
-    if level is None or level != int(level) or level < 1:
+    if level is None or level != int(level) or not 1 <= level <= _HIGHEST:
         raise Refused(Reason.BAD_VALUE, f"got value {_short(value)}")
     return int(level)
 
@@ -107,19 +108,15 @@ def level_mask(
 
     `box`: what the object's box is said to be, to notice a level that is another object's.
     """
-    present = np.unique(levels).tolist()
-    others = [level for level in present if level != 0]
-    shown = ", ".join(map(str, present[:12])) + (", ..." if len(present) > 12 else "")
-    if value is None and len(others) > 1:
-        raise Refused(Reason.AMBIGUOUS_MASK, f"{name} holds {shown}")
-    level = value if value is not None else others[0] if others else None
-    if level not in present:
-        raise Refused(Reason.EMPTY_MASK, f"got value {level}; {name} holds {shown}")
-    mask = levels == level
+    if value is None and len(np.unique(levels[levels != 0])) > 1:
+        raise Refused(Reason.AMBIGUOUS_MASK, f"{name} holds {_present(levels)}")
+    mask = levels != 0 if value is None else levels == value
+    if not mask.any():
+        raise Refused(Reason.EMPTY_MASK, f"got value {value}; {name} holds {_present(levels)}")
     if box is not None:
         x1, y1, x2, y2 = (max(0, v) for v in (int(box[0]), int(box[1]), math.ceil(box[2]), math.ceil(box[3])))
         if not mask[y1:y2, x1:x2].any():
-            raise Refused(Reason.MASK_OUTSIDE_BOX, f"got value {level}, of which {name} has nothing in box {list(box)}")
+            raise Refused(Reason.MASK_OUTSIDE_BOX, f"got value {value}, of which {name} has nothing in box {list(box)}")
     return {"size": list(mask.shape), "counts": encode_mask(mask)}
 
 
@@ -160,6 +157,11 @@ def _opened(data: bytes, *, formats: tuple[str, ...], name: str, reason: Reason)
     if image.width * image.height > MAX_PIXELS:
         raise Refused(Reason.TOO_LARGE, f"got {name} of {image.width} x {image.height} pixels, at most {MAX_PIXELS}")
     return image
+
+
+def _present(levels: NDArray[np.integer]) -> str:
+    present = np.unique(levels).tolist()
+    return ", ".join(map(str, present[:12])) + (", ..." if len(present) > 12 else "")
 
 
 def _short(value: Any) -> str:

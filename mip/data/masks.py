@@ -144,7 +144,7 @@ def _object_id(annotation: Any) -> str:
     if not isinstance(annotation, dict):
         raise _Refused(Reason.BAD_ANNOTATION, f"got {type(annotation).__name__}; expected an object")
     name = annotation.get("id")
-    if isinstance(name, bool) or not isinstance(name, int | str) or name == "":
+    if isinstance(name, bool) or not isinstance(name, int | str) or name == "" or not str(name).isprintable():
         raise _Refused(Reason.BAD_ANNOTATION, f"got id {name!r}; expected a number or a string")
     return str(name)
 

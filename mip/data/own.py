@@ -173,10 +173,10 @@ def _levels(
 
 
 def _unused(files: FolderFiles, rows: list[Row]) -> Iterator[Problem]:
-    named = {f"{folder}s/{row.get(folder)}" for row in rows for folder in ("image", "mask")}
+    named = {str(PurePosixPath(f"{folder}s", str(row.get(folder)))) for row in rows for folder in ("image", "mask")}
     for name in files.names():
-        if name.startswith(("images/", "masks/")) and str(PurePosixPath(name)) not in named:
-            unit = "image" if name.startswith("images/") else "file"
+        if name.startswith(("images/", "masks/")) and name not in named:
+            unit = "image" if name.startswith("images/") and name.lower().endswith(SUFFIXES) else "file"
             yield Problem(unit, name, Reason.UNUSED_FILE, "no row names it")
 
 

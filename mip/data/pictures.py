@@ -17,7 +17,7 @@ from mip.data.indexing import Indexed, Shard, index_tar, tar_shards
 from mip.data.parts import TableWriter
 from mip.data.problems import ADVICE, DATASET, Problem
 from mip.errors import DataError
-from mip.tables import atomic, read_rows, rejected, write_text
+from mip.tables import atomic, read_rows, write_text
 
 _REJECTED = "rejected.parquet"
 
@@ -93,7 +93,7 @@ def _pictures(items: Iterable[Picture | Problem], dropped: TableWriter) -> Itera
         if item.unit == DATASET:
             raise DataError(f"{item.where}: {item.reason}: {item.given}; {ADVICE[item.reason]}")
         if (item.unit, item.where) != last:
-            dropped.add([rejected(item.unit, item.where[:300], item.reason, item.given)])
+            dropped.add([item.row()])
         last = (item.unit, item.where)
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ParamSpec, TypeVar
 
+from mip.data.indexing import plain
 from mip.errors import DataError
+from mip.tables import Row, rejected
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,7 +56,7 @@ ADVICE: Mapping[Reason, str] = {
     Reason.BAD_JSON: "expected JSON of the stated form; write the file again",
     Reason.BAD_LABEL: "expected a text of 1 to 1000 characters that names the object; correct it",
     Reason.BAD_MASK: "expected a PNG of one channel, gray or palette; save the mask so (a JPEG changes its values)",
-    Reason.BAD_METADATA: "expected one of metadata.parquet, metadata.csv, metadata.jsonl with `image` and `label`",
+    Reason.BAD_METADATA: "expected one metadata.parquet, .csv or .jsonl with `image` and `label`; write it so",
     Reason.BAD_NAMES: "expected one *.pkl with a pickled list of str and nothing else; write it again",
     Reason.BAD_POLYGON: "expected lists of x1, y1, x2, y2, x3, y3, ... inside the image; clip or draw it again",
     Reason.BAD_SCORE: "expected a number (own data and COCO: from 0 to 1); correct it, or leave it out",
@@ -94,6 +96,10 @@ class Problem:
     where: str  # file, row or entry
     reason: Reason
     given: str
+
+    def row(self) -> Row:
+        """As a rejected row."""
+        return rejected(self.unit, plain(self.where)[:300], self.reason, plain(self.given))
 
 
 @dataclass

@@ -21,6 +21,7 @@ from mip.data.problems import DATASET, Problem, Problems, Reason, Refused
 
 BACKGROUND = {"value": 0, "label": "background"}
 
+_LARGEST = 1 << 24  # bytes of the list: a million names
 _MARK = object()  # a pickle's own mark, on its stack
 
 
@@ -137,6 +138,8 @@ def _value(value: Any, seen: set[int]) -> int:
 
 def read_names(data: bytes) -> list[str]:
     """A pickled list of str. Raises Refused for anything else, before any of it is run."""
+    if len(data) > _LARGEST:
+        raise Refused(Reason.BAD_NAMES, f"got a pickle of {len(data)} bytes, at most {_LARGEST}")
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     try:
@@ -165,7 +168,7 @@ def _step(name: str, argument: Any, stack: list[Any], memo: dict[int, Any]) -> N
         case "UNICODE" | "SHORT_BINUNICODE" | "BINUNICODE" | "BINUNICODE8":
             stack.append(argument)
         case "LIST" | "APPENDS":
-            place = len(stack) - 1 - stack[::-1].index(_MARK)
+            place = next(place for place in reversed(range(len(stack))) if stack[place] is _MARK)
             items = stack[place + 1 :]
             del stack[place:]
             (stack.append(items) if name == "LIST" else stack[-1].extend(items))

@@ -61,7 +61,8 @@ class Validation:
         for row in self.rejected:
             self.reasons[row["reason"]] += 1
             given = f"{row['detail']}; " if row["detail"] else ""
-            yield f"{row['id']}: {row['reason']}: {given}{ADVICE[row['reason']]}"
+            line = f"{row['id']}: {row['reason']}: {given}{ADVICE[row['reason']]}"
+            yield "".join(c if c.isprintable() else "?" for c in line)  # a name may hold what a terminal obeys
 
 
 def validate(path: Path, *, images: Path | None, captions: Path | None, names: Path | None) -> Validation:
@@ -126,7 +127,7 @@ def _checked(items: Iterator[Picture | Problem], found: Validation) -> Iterator[
     """Rejected rows of what a reader gives, and of what `extract` would reject of it."""
     for item in items:
         if isinstance(item, Problem):
-            yield rejected(item.unit, item.where, item.reason, item.given)
+            yield item.row()
             continue
         width, height = item.size
         row = {"image_id": item.name, "width": width, "height": height}
