@@ -76,6 +76,11 @@ class _Pair:
     annotation: Found | None = None
 
 
+def plain(name: str) -> str:
+    """A name of bytes that are no UTF-8 in characters that a table can hold."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def index_files(files: Iterable[Found], *, shard: str, source: str) -> Indexed:
     """Pair images with annotations by their stems, in any order; every file ends in a row or is rejected."""
     pairs: dict[str, _Pair] = {}
@@ -224,6 +229,7 @@ def _members(path: Path, *, shard: str, dropped: list[Row]) -> Iterator[Found]:
                 number += 1
                 if member.isdir():
                     continue
+                member.name = plain(member.name)
                 name = PurePosixPath(member.name)
                 if name.is_absolute() or ".." in name.parts:
                     dropped.append(rejected("file", f"{shard}:{member.name}"[:300], Reason.UNSAFE_NAME))
@@ -254,13 +260,13 @@ def index_loose(shard: Shard, *, root: Path, source: str) -> Indexed:
     dropped: list[Row] = []
     found: list[Found] = []
     for path in shard.files:
-        identity = f"{shard.name}:{path.relative_to(root).as_posix()}"[:300]
+        identity = f"{shard.name}:{plain(path.relative_to(root).as_posix())}"[:300]
         if not path.is_file():
             dropped.append(rejected("file", identity, Reason.NOT_A_FILE, "a broken link or no regular file"))
         elif not path.resolve().is_relative_to(root.resolve()):
-            dropped.append(rejected("file", identity, Reason.OUTSIDE, f"a link to {path.resolve()}"))
+            dropped.append(rejected("file", identity, Reason.OUTSIDE, f"a link to {plain(str(path.resolve()))}"))
         else:
             size = path.stat().st_size
-            found.append(Found(path.name, path, 0, size, size))
+            found.append(Found(plain(path.name), path, 0, size, size))
     indexed = index_files(found, shard=shard.name, source=source)
     return Indexed(indexed.rows, [*dropped, *indexed.rejected])

@@ -2,10 +2,11 @@
 
 A label file is <shard>.labels.jsonl, one image a line:
     {"image_id": "sa_12", "caption": "a ball", "labels": [{"object_id": "3", "label": "ball", "logit": 0.83}]}
+A caption that is null is composed of the labels of the chosen objects.
 """
 
 import json
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,11 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mip.config import Construct, GivenLabels, OpenClipLabels
+from mip.data.captions import is_text
 from mip.data.images import BLACK, cutout, load
 from mip.errors import ConfigError, DataError
 from mip.tables import Row, file_hash, rejected
-
-_LONGEST = 1000  # characters of a caption or label
 
 
 class Reason(StrEnum):
@@ -151,11 +151,12 @@ def _parsed(text: str) -> tuple[dict[str, Any] | None, str]:
     if not isinstance(line, dict) or not isinstance(line.get("image_id"), str):
         return None, "expected an object with a string `image_id`"
     caption, labels = line.get("caption"), line.get("labels", [])
-    if not isinstance(caption, str) or len(caption) > _LONGEST:
-        return None, f"got caption {str(caption)[:50]!r}; expected a string of at most {_LONGEST} characters"
+    if "caption" not in line or not (caption is None or is_text(caption)):
+        return None, f"got caption {str(caption)[:50]!r}; expected null or a string of at most 1000 characters"
     if not isinstance(labels, list):
         return None, "expected a list `labels`"
-    return {"image_id": line["image_id"], "caption": " ".join(caption.split()), "labels": labels}, ""
+    caption = " ".join(caption.split()) if caption is not None else None
+    return {"image_id": line["image_id"], "caption": caption, "labels": labels}, ""
 
 
 def _label(entry: Any) -> tuple[str, Label | None]:
@@ -163,9 +164,13 @@ def _label(entry: Any) -> tuple[str, Label | None]:
     if not isinstance(entry, dict):
         return "", None
     identity, name, logit = str(entry.get("object_id", "")), entry.get("label"), entry.get("logit")
-    if not identity or not isinstance(name, str) or not name.strip() or len(name) > _LONGEST:
+    if not is_text(identity):
+        return "", None
+    if not identity or not is_text(name) or not name.strip():
         return identity, None
-    if isinstance(logit, bool) or not isinstance(logit, int | float) or not math.isfinite(logit):
+    if isinstance(logit, bool) or not isinstance(logit, int | float):
+        return identity, None
+    if not abs(logit) <= sys.float_info.max:  # no number, infinite, or an integer of hundreds of digits
         return identity, None
     return identity, Label(" ".join(name.split()), float(logit), None)
 

@@ -5,7 +5,7 @@ the file states are not used.
 """
 
 import json
-import math
+import sys
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -144,7 +144,7 @@ def _object_id(annotation: Any) -> str:
     if not isinstance(annotation, dict):
         raise _Refused(Reason.BAD_ANNOTATION, f"got {type(annotation).__name__}; expected an object")
     name = annotation.get("id")
-    if isinstance(name, bool) or not isinstance(name, int | str) or name == "":
+    if isinstance(name, bool) or not isinstance(name, int | str) or name == "" or not str(name).isprintable():
         raise _Refused(Reason.BAD_ANNOTATION, f"got id {name!r}; expected a number or a string")
     return str(name)
 
@@ -193,5 +193,6 @@ def _counts(segmentation: Any, *, width: int, height: int) -> str:
 
 
 def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None  # an integer may have hundreds of digits

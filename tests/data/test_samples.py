@@ -128,7 +128,8 @@ def test_the_objects_of_a_rejected_image_say_so(kit, tmp_path: Path):
     [
         ("{no json", "line", labels.Reason.BAD_LINE),
         ("[]", "line", labels.Reason.BAD_LINE),
-        ({"image_id": "b", "caption": None}, "line", labels.Reason.BAD_LINE),
+        ({"image_id": "b"}, "line", labels.Reason.BAD_LINE),
+        ({"image_id": "b", "caption": 5}, "line", labels.Reason.BAD_LINE),
         ({"image_id": "b", "caption": "x" * 2000}, "line", labels.Reason.BAD_LINE),
         ({"image_id": "b", "caption": "x", "labels": {}}, "line", labels.Reason.BAD_LINE),
         (_line("again"), "line", labels.Reason.DUPLICATE_LINE),
@@ -141,6 +142,12 @@ def test_a_bad_line_is_rejected_and_the_rest_is_kept(kit, tmp_path: Path, line, 
     assert kit.reasons(rejected, unit) == [reason]
 
 
+def test_a_null_caption_is_composed_of_the_chosen_objects_labels(kit, tmp_path: Path):
+    line = _line("", _label(0, "ball", 0.5), _label(1, "star"), _label(2, "cup", 0.1)) | {"caption": None}
+    (sample,), _ = _run(kit, tmp_path, [LEFT, RIGHT, MIDDLE], [line])
+    assert sample["caption"] == "a star and a ball"
+
+
 @pytest.mark.parametrize(
     ("label", "reason"),
     [
@@ -148,6 +155,7 @@ def test_a_bad_line_is_rejected_and_the_rest_is_kept(kit, tmp_path: Path, line, 
         (_label(1, ""), labels.Reason.BAD_LABEL),
         (_label(1, "ball", "high"), labels.Reason.BAD_LABEL),
         (_label(1, "ball", float("nan")), labels.Reason.BAD_LABEL),
+        (_label(1, "ball", 10**400), labels.Reason.BAD_LABEL),
         (_label(0, "cup"), labels.Reason.DUPLICATE_LABEL),
         (_label(77, "cup"), labels.Reason.UNKNOWN_OBJECT),
     ],

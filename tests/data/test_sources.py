@@ -15,6 +15,7 @@ from mip.data.indexing import Indexed, Reason, Shard, index_tar, tar_shards
 from mip.data.sources import Folder, FolderOptions, Sa1b, Sa1bOptions
 from mip.errors import ConfigError, DataError
 from mip.tables import read_rows
+from tests.data.worlds import write_concept101
 
 
 def _index(path: Path) -> Indexed:
@@ -216,27 +217,13 @@ class _Made:
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
         for name in ("benchmark", "validation"):
-            _concept101(folder / name)
+            write_concept101(folder / name)
 
     def shards(self, folder: Path) -> list[Shard]:
         return tar_shards(folder / "shards")
 
     def index(self, shard: Shard, *, source: str) -> Indexed:
         return index_tar(shard, source=source)
-
-
-def _concept101(folder: Path) -> None:
-    entry = [
-        {"class_prompt": "cat", "instance_data_dir": "./benchmark_dataset/pet_cat1"},
-        {"class_prompt": "dog", "instance_data_dir": "./benchmark_dataset/pet_dog1"},
-        {"prompt_filename_compose": "prompts/pets.txt"},
-    ]
-    (folder / "prompts").mkdir(parents=True)
-    (folder / "dataset_multiconcept.json").write_text(json.dumps([entry]))
-    (folder / "prompts" / "pets.txt").write_text("a {0} and a {1}\na {1} by a {0}\n")
-    for concept in ("pet_cat1", "pet_dog1"):
-        (folder / "benchmark_dataset" / concept).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(folder / "benchmark_dataset" / concept / "1.png")
 
 
 def _config(source: str, options: dict[str, Any], **changes: Any) -> Ingest:
@@ -314,7 +301,7 @@ def test_ingest_without_a_benchmark_is_an_error(kit, tmp_path: Path):
 
 def test_ingest_takes_a_users_shards_and_benchmark_and_no_validation(kit, tmp_path: Path):
     kit.write_tar(tmp_path / "s" / "sa_0.tar", kit.pair("a") | {"b.jpg": b"x"})
-    _concept101(tmp_path / "bench")
+    write_concept101(tmp_path / "bench")
     config = _config("sa1b", {"folder": str(tmp_path / "s")}, benchmark=str(tmp_path / "bench"))
     out = sources.ingest(config, out=tmp_path / "index", work=tmp_path / "work")
     assert kit.reasons(read_rows(out / "rejected.parquet", "rejected")) == [Reason.MISSING_ANNOTATION]
