@@ -1,18 +1,23 @@
 """`mip benchmark`: everything that is wrong at once, and the table of tasks."""
 
 import os
+import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 
-from mip.cli import main
+from mip.cli import app, main
 from mip.evaluation.benchmarks import Reason
 from mip.evaluation.kinds import ADVICE, BENCHMARKS, Kind, look, problems, read_benchmark
 from mip.evaluation.survey import Fault
 from mip.tables import check_kind, read_rows
+from tests.closure import ROOT
 
 SHARED = Path(os.environ.get("MIP_SHARED", Path(__file__).parents[3] / "shared"))
 
@@ -132,3 +137,21 @@ def test_every_reason_has_advice():
 def test_what_a_terminal_obeys_is_not_printed(folder: Path):
     (folder / "benchmark_dataset" / "pet_dog1" / "a\x1bb.txt").write_text("x")
     assert any("a?b.txt" in line for line in problems(look(Kind.CONCEPT101, folder, variant="official")))
+
+
+def test_the_documented_file_and_commands_are_those_that_are_read(tmp_path: Path):
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "photos" / "tom").mkdir(parents=True)
+    for name in ("rex1.jpg", "rex2.jpg", "tom/1.jpg"):
+        Image.new("RGB", (400, 500)).save(tmp_path / "photos" / name)
+    (tmp_path / "own.yaml").write_text(shown)
+    survey = look(Kind.OWN, tmp_path / "own.yaml", variant="official")
+    assert problems(survey) == [] and len(survey.tasks) == 2
+    for line in re.findall(r"^    mip (.*)$", page, re.MULTILINE):
+        command: Any = typer.main.get_command(app)
+        words = shlex.split(line)
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        command.make_context(command.name, words)
+    assert all(f"`{kind}`" in page for kind in Kind)
