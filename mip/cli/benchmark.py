@@ -1,5 +1,6 @@
 """`mip benchmark check` and `mip benchmark tasks`: what is missing in a benchmark, and its table of tasks."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -48,7 +49,7 @@ def tasks(
     out: Annotated[Path, typer.Argument(help="Table to write, .parquet.")],
     variant: Variant = "official",
     seed: Annotated[int, typer.Option(help="One seed a task is derived from it.", min=0)] = 420,
-    prompts: Annotated[int, typer.Option(help="The first ones of each combination.", min=1)] = 2**31,
+    prompts: Annotated[int | None, typer.Option(help="The first ones of each combination; else all.", min=1)] = None,
     combinations: Annotated[int | None, typer.Option(help="The first ones; else all.", min=1)] = None,
 ) -> None:
     """Write the table of tasks that generation and evaluation read."""
@@ -58,7 +59,12 @@ def tasks(
     if out.exists():
         raise ConfigError(f"got {out}, which exists; give another name")
     rows, dropped = read_benchmark(
-        _kind(kind), path, variant=variant, prompts_per_combination=prompts, combinations=combinations, seed=seed
+        _kind(kind),
+        path,
+        variant=variant,
+        prompts_per_combination=prompts or sys.maxsize,
+        combinations=combinations,
+        seed=seed,
     )
     if not rows:
         raise DataError(f"{path} gives no task that can be used; `mip benchmark check {kind} {path}` tells why")

@@ -144,6 +144,8 @@ def _reference(key: str, subject: Subject, photos: Photos) -> Row:
     if isinstance(subject.images, str):
         images = photos.in_folder(photos.root / subject.images)
         boxes: list[Box | None] = [None] * len(images)
+        if not (photos.root / subject.images).is_dir():
+            survey.drop("file", subject.images, Fault.MISSING_IMAGE, "there is no such folder; a file stands in a list")
         if subject.boxes is not None:
             survey.fault(place, Fault.BAD_ENTRY, "boxes go with a list of images; name the files")
     else:

@@ -111,6 +111,11 @@ def test_a_subject_without_photos_loses_its_tasks_only(folder: Path):
     assert [row["reason"] for row in dropped if row["unit"] == "task"] == [Reason.NO_IMAGES] * 2
 
 
+def test_a_folder_that_is_none_is_told(folder: Path):
+    _, dropped = _read(_changed(folder, subjects_tom_images="photos/tom/0.png"))
+    assert ("photos/tom/0.png", Fault.MISSING_IMAGE) in [(row["id"], row["reason"]) for row in dropped]
+
+
 @pytest.mark.parametrize(
     ("changes", "place", "reason"),
     [
