@@ -3,8 +3,6 @@
 import json
 import math
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -282,34 +280,3 @@ def test_a_split_without_samples_is_an_error_only_for_training(
         attempt([], rows[:1])
     summary = json.loads((attempt(rows[:1], []) / "training.json").read_text())
     assert summary["validation_loss"] is None
-
-
-_LAUNCHED = """
-import sys
-from pathlib import Path
-from mip.config import Models, Train
-from mip.training.loop import train
-train(Train.model_validate_json(sys.argv[1]), models=Models.model_validate_json(sys.argv[2]),
-      features=Path(sys.argv[3]), out=Path(sys.argv[4]), work=Path(sys.argv[5]))
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_train_the_same_adapter(
-    run: Callable[..., Path], models: Models, features: Path, make_train_config: Maker, tmp_path: Path
-):
-    config = make_train_config(steps=3)
-    script, out = tmp_path / "launched.py", tmp_path / "two"
-    script.write_text(_LAUNCHED)
-    # On GPUs `accelerate launch` starts this very launcher.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    values = [config.model_dump_json(), models.model_dump_json(), features, out, tmp_path / "two-work"]
-    subprocess.run([*launch, *map(str, values)], check=True, timeout=300)
-    assert json.loads((out / "training.json").read_text())["processes"] == 2
-    alone, together = (read_adapter(folder / "adapter.safetensors").layers for folder in (run("one", steps=3), out))
-    for key, tensor in alone.items():
-        assert float((tensor - together[key]).abs().mean()) < 1e-5
-    losses = [
-        [row["loss"] for row in read_rows(folder / "curve.parquet", "curve")] for folder in (tmp_path / "one", out)
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
