@@ -1,4 +1,4 @@
-"""The command line: `mip generate`, `mip inspect`, `mip convert`, `mip doctor`, `mip data`."""
+"""The command line: `mip generate`, `mip inspect`, `mip convert`, `mip doctor`, `mip push`, `mip data`."""
 
 import sys
 import warnings
@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from mip.cli import checkpoints, data, doctor, generate
+from mip.cli import checkpoints, data, doctor, generate, push
 from mip.errors import MipError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command(name="generate")(generate.generate)
 app.command(name="inspect")(checkpoints.inspect)
 app.command(name="convert")(checkpoints.convert)
 app.command(name="doctor")(doctor.doctor)
+app.command(name="push")(push.push)
 app.add_typer(data.app, name="data")
 
 

@@ -20,14 +20,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mip.config import Models, Train
 from mip.errors import ConfigError, DataError, TrainingError
-from mip.model.checkpoint import find_adapter, save_adapter
-from mip.tables import file_hash, fingerprint, write_json, write_table
+from mip.model.checkpoint import find_adapter
+from mip.tables import file_hash, fingerprint
 from mip.training.checkpoints import load_state, save_state
 from mip.training.dataset import Batch, FeatureSet, Sampler
 from mip.training.networks import base_weights, device_named
 from mip.training.objective import Draws, Dropout, NoiseSchedule, losses, with_dropout
-from mip.training.optimization import Average, learning_rate, make_optimizer
+from mip.training.optimization import Average, in_place, learning_rate, make_optimizer
 from mip.training.progress import Progress
+from mip.training.results import write_results
 from mip.training.start import load_unet, start_adapter
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,9 @@ Micro = list[tuple[Batch, Draws]]  # the micro-batches of one step, of this proc
 
 
 def train(config: Train, *, models: Models, features: Path, out: Path, work: Path) -> Path:
-    """Write out/adapter.safetensors, out/curve.parquet (kind curve) and out/training.json.
+    """Write adapter.safetensors, curve.parquet (kind curve), training.json, README.md and curve.png into `out`.
+
+    With `ema` the adapter is the average, and adapter-raw.safetensors holds the weights of the last step.
 
     `work` holds the states of an unfinished run; the same call takes them up again.
 
@@ -174,32 +177,27 @@ class _Run:
             places = mine[start : start + self.config.micro_batch]
             batch = self.held_out.batch(places)
             draws = self.schedule.spread(batch.mean_BCHW.shape[1:], places=places, count=count, seed=self.config.seed)
-            with torch.no_grad(), self._attention(), self._averaged():
+            with torch.no_grad(), self._attention(), in_place(self.average):
                 total += self._losses(batch, draws).sum()
         return float(self.accelerator.reduce(total, reduction="sum")) / count  # pyright: ignore[reportArgumentType]
 
     def finish(self, out: Path) -> None:
         """Write the results, then remove the states."""
         if self.accelerator.is_main_process:
-            made_from = {**self.inputs, "parameters": fingerprint(config=self.config, models=self.models)}
-            metadata = {
-                **made_from,
-                "manifest": self.data.made_from["manifest"],
-                "base_model": self.models.base,
-                "image_encoder": "/".join(
-                    filter(None, (self.models.image_encoder, self.models.image_encoder_subfolder))
-                ),
-                "steps": str(self.config.steps),
-                "merge": self.config.merge,
-            }
-            out.mkdir(parents=True, exist_ok=True)
-            with self._averaged():
-                save_adapter(out / "adapter.safetensors", self.adapter.checkpoint(metadata))
-            (out / "adapter-raw.safetensors").unlink(missing_ok=True)
-            if self.average is not None:
-                save_adapter(out / "adapter-raw.safetensors", self.adapter.checkpoint(metadata))
-            write_table(out / "curve.parquet", "curve", self.progress.curve, made_from)
-            write_json(out / "training.json", self._summary(made_from))
+            write_results(
+                out,
+                config=self.config,
+                models=self.models,
+                adapter=self.adapter,
+                average=self.average,
+                progress=self.progress,
+                inputs=self.inputs,
+                features_from=self.data.made_from,
+                machine={
+                    "processes": self.accelerator.num_processes,
+                    "device": self.accelerator.device.type,
+                },
+            )
             shutil.rmtree(self.states)
         self.accelerator.wait_for_everyone()
 
@@ -215,9 +213,6 @@ class _Run:
         if self.config.snr_gamma is None:
             return loss_B
         return loss_B * self.schedule.min_snr(draws.timestep_B, gamma=self.config.snr_gamma).to(loss_B)
-
-    def _averaged(self) -> AbstractContextManager[object]:
-        return nullcontext() if self.average is None else self.average.in_place()
 
     def _attention(self) -> AbstractContextManager[object]:
         # On CPUs the backward pass of the fused kernel takes a third of a step at these numbers of positions.
@@ -266,17 +261,6 @@ class _Run:
         progress = Progress(**state["progress"])
         log.info("going on after step %d", progress.step)
         return progress
-
-    def _summary(self, made_from: dict[str, str]) -> dict[str, Any]:
-        return {
-            **self.progress.summary(batch=self.config.batch),
-            "global_batch": self.config.batch,
-            "processes": self.accelerator.num_processes,
-            "device": self.accelerator.device.type,
-            "trained_parameters": sum(parameter.numel() for parameter in self.parameters),
-            "parameters": self.config.model_dump(mode="json"),
-            "made_from": {**made_from, **self.data.made_from},
-        }
 
 
 def _share(config: Train, processes: int) -> int:

@@ -3,7 +3,7 @@
 import importlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -76,6 +76,11 @@ class Average:
             yield
         finally:
             self.module.load_state_dict(own)
+
+
+def in_place(average: Average | None) -> AbstractContextManager[None]:
+    """The average in place of the weights, where there is one."""
+    return nullcontext() if average is None else average.in_place()
 
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:
