@@ -177,6 +177,7 @@ class Train(Section):
     keep_checkpoints: PositiveInt
     on_bad_loss: Literal["stop", "skip"]  # skip goes on for ever; stop ends after `patience`
     patience: PositiveInt  # steps in a row without a finite loss
+    trackers: tuple[str, ...]  # by accelerate's names: tensorboard, ...; each needs its package
     seed: NonNegativeInt
 
 

@@ -28,12 +28,13 @@ from mip.training.networks import base_weights, device_named
 from mip.training.objective import Draws, Dropout, NoiseSchedule, losses, with_dropout
 from mip.training.optimization import Average, in_place, learning_rate, make_optimizer
 from mip.training.progress import Progress
+from mip.training.reporting import Reporter, check_trackers, peak_memory
 from mip.training.results import write_results
 from mip.training.start import load_unet, start_adapter
 
 log = logging.getLogger(__name__)
 # Parameters that may change between the parts of a run: they have no influence on the weights.
-_HARMLESS = {"checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "on_bad_loss", "patience"}
+_HARMLESS = {"checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "on_bad_loss", "patience", "trackers"}
 
 Micro = list[tuple[Batch, Draws]]  # the micro-batches of one step, of this process
 
@@ -41,7 +42,8 @@ Micro = list[tuple[Batch, Draws]]  # the micro-batches of one step, of this proc
 def train(config: Train, *, models: Models, features: Path, out: Path, work: Path) -> Path:
     """Write adapter.safetensors, curve.parquet (kind curve), training.json, README.md and curve.png into `out`.
 
-    With `ema` the adapter is the average, and adapter-raw.safetensors holds the weights of the last step.
+    With `ema` the adapter is the average, and adapter-raw.safetensors holds the weights of the last step. What local
+    trackers write ends in out/logs.
 
     `work` holds the states of an unfinished run; the same call takes them up again.
 
@@ -54,7 +56,8 @@ def train(config: Train, *, models: Models, features: Path, out: Path, work: Pat
     run = _Run(config, models=models, features=features, work=work)
     if run.progress.step == 0:
         run.progress.validation_before = run.validate()
-    with ThreadPoolExecutor(1) as background:
+    reporter = Reporter(run.accelerator, config=config, logs=run.states / "logs")
+    with reporter, ThreadPoolExecutor(1) as background:
         ahead = background.submit(run.load, run.progress.step)
         while run.progress.step < config.steps:
             started = time.monotonic()
@@ -66,6 +69,7 @@ def train(config: Train, *, models: Models, features: Path, out: Path, work: Pat
             run.progress.waited_s += waited
             run.progress.seconds += time.monotonic() - started
             run.after_step()
+            reporter.step(run.progress)
     run.finish(out)
     return out
 
@@ -76,7 +80,12 @@ class _Run:
         device = device_named(models.device)
         if config.precision == "fp16" and device.type == "cpu":
             raise ConfigError("got precision fp16 on a CPU; set it to bf16 or no")
-        self.accelerator = Accelerator(mixed_precision=config.precision, cpu=device.type == "cpu")
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision,
+            cpu=device.type == "cpu",
+            log_with=check_trackers(config.trackers) or None,
+            project_dir=work,
+        )
         self.local_batch = _share(config, self.accelerator.num_processes)
         self.dropout = Dropout(image=config.drop_image, text=config.drop_text, both=config.drop_both)
         self.data, self.held_out = (FeatureSet(features, split=split) for split in ("train", "val"))
@@ -196,8 +205,12 @@ class _Run:
                 machine={
                     "processes": self.accelerator.num_processes,
                     "device": self.accelerator.device.type,
+                    "peak_memory_bytes": peak_memory(self.accelerator.device),
                 },
             )
+            shutil.rmtree(out / "logs", ignore_errors=True)
+            if (self.states / "logs").is_dir():
+                shutil.move(self.states / "logs", out / "logs")
             shutil.rmtree(self.states)
         self.accelerator.wait_for_everyone()
 

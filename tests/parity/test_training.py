@@ -91,6 +91,7 @@ def train_config(run: Run) -> Train:
             "checkpoint_minutes": None,
             "on_bad_loss": "stop",
             "patience": 3,
+            "trackers": (),
         }
     )
 

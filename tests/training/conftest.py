@@ -231,6 +231,7 @@ def train_config(**changes: Any) -> Train:
         "checkpoint_minutes": None,
         "on_bad_loss": "stop",
         "patience": 3,
+        "trackers": (),
         "seed": 420,
     }
     return Train.model_validate(values | changes)
