@@ -158,17 +158,26 @@ class Train(Section):
     learning_rate: PositiveFloat
     warm_up: NonNegativeInt  # optimizer steps
     schedule: Literal["constant", "cosine"]
+    optimizer: Literal["adamw", "adamw_fused", "adamw_8bit"]  # 8 bits: a GPU and the package bitsandbytes
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat | None
     drop_image: Share
     drop_text: Share
     drop_both: Share
     timesteps: tuple[Share, Share]  # drawn uniformly from this part of the schedule; [0, 1] is all of it
+    snr_gamma: PositiveFloat | None  # min-SNR weighting of the loss; null weighs all noise levels alike
+    noise_offset: NonNegativeFloat  # standard deviation of a shift of the noise, one a sample and channel
+    ema: Annotated[float, Field(gt=0, lt=1)] | None  # decay of the weights' average a step; null averages nothing
     precision: Literal["no", "fp16", "bf16"]
+    gradient_checkpointing: bool  # computes activations again in the backward pass instead of keeping them
     validation_every: PositiveInt  # optimizer steps
     validation_batches: PositiveInt
     checkpoint_every: PositiveInt  # optimizer steps
+    checkpoint_minutes: PositiveFloat | None  # and whenever the last state is this old
     keep_checkpoints: PositiveInt
+    on_bad_loss: Literal["stop", "skip"]  # skip goes on for ever; stop ends after `patience`
+    patience: PositiveInt  # steps in a row without a finite loss
+    trackers: tuple[str, ...]  # by accelerate's names: tensorboard, ...; each needs its package
     seed: NonNegativeInt
 
 

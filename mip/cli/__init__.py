@@ -1,4 +1,4 @@
-"""The command line: `mip generate`, `mip inspect`, `mip convert`, `mip doctor`, `mip data`, `mip benchmark`."""
+"""The command line: `mip generate`, `inspect`, `convert`, `doctor` and `push`, `mip data`, `mip benchmark`."""
 
 import sys
 import warnings
@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from mip.cli import benchmark, checkpoints, data, doctor, generate
+from mip.cli import benchmark, checkpoints, data, doctor, generate, push
 from mip.errors import MipError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command(name="generate")(generate.generate)
 app.command(name="inspect")(checkpoints.inspect)
 app.command(name="convert")(checkpoints.convert)
 app.command(name="doctor")(doctor.doctor)
+app.command(name="push")(push.push)
 app.add_typer(data.app, name="data")
 app.add_typer(benchmark.app, name="benchmark")
 

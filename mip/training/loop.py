@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +20,30 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mip.config import Models, Train
 from mip.errors import ConfigError, DataError, TrainingError
-from mip.model.checkpoint import find_adapter, save_adapter
-from mip.tables import Row, file_hash, fingerprint, write_json, write_table
+from mip.model.checkpoint import find_adapter
+from mip.tables import file_hash, fingerprint
 from mip.training.checkpoints import load_state, save_state
 from mip.training.dataset import Batch, FeatureSet, Sampler
 from mip.training.networks import base_weights, device_named
 from mip.training.objective import Draws, Dropout, NoiseSchedule, losses, with_dropout
+from mip.training.optimization import Average, in_place, learning_rate, make_optimizer
+from mip.training.progress import Progress
+from mip.training.reporting import Reporter, check_trackers, peak_memory
+from mip.training.results import write_results
 from mip.training.start import load_unet, start_adapter
 
 log = logging.getLogger(__name__)
-_PATIENCE = 3  # steps in a row without a finite loss
+# Parameters that may change between the parts of a run: they have no influence on the weights.
+_HARMLESS = {"checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "on_bad_loss", "patience", "trackers"}
 
 Micro = list[tuple[Batch, Draws]]  # the micro-batches of one step, of this process
 
 
 def train(config: Train, *, models: Models, features: Path, out: Path, work: Path) -> Path:
-    """Write out/adapter.safetensors, out/curve.parquet (kind curve) and out/training.json.
+    """Write adapter.safetensors, curve.parquet (kind curve), training.json, README.md and curve.png into `out`.
+
+    With `ema` the adapter is the average, and adapter-raw.safetensors holds the weights of the last step. What local
+    trackers write ends in out/logs.
 
     `work` holds the states of an unfinished run; the same call takes them up again.
 
@@ -49,7 +56,8 @@ def train(config: Train, *, models: Models, features: Path, out: Path, work: Pat
     run = _Run(config, models=models, features=features, work=work)
     if run.progress.step == 0:
         run.progress.validation_before = run.validate()
-    with ThreadPoolExecutor(1) as background:
+    reporter = Reporter(run.accelerator, config=config, logs=run.states / "logs")
+    with reporter, ThreadPoolExecutor(1) as background:
         ahead = background.submit(run.load, run.progress.step)
         while run.progress.step < config.steps:
             started = time.monotonic()
@@ -61,21 +69,9 @@ def train(config: Train, *, models: Models, features: Path, out: Path, work: Pat
             run.progress.waited_s += waited
             run.progress.seconds += time.monotonic() - started
             run.after_step()
+            reporter.step(run.progress)
     run.finish(out)
     return out
-
-
-@dataclass
-class _Progress:
-    """All that a state holds beside weights and optimizer."""
-
-    step: int = 0  # optimizer steps done; decides samples, draws and learning rate of the next one
-    curve: list[Row] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)  # "step: samples" of the steps without a finite loss
-    failures: int = 0  # of these, in a row
-    validation_before: float | None = None
-    seconds: float = 0.0  # in steps
-    waited_s: float = 0.0  # of these, for data
 
 
 class _Run:
@@ -84,7 +80,12 @@ class _Run:
         device = device_named(models.device)
         if config.precision == "fp16" and device.type == "cpu":
             raise ConfigError("got precision fp16 on a CPU; set it to bf16 or no")
-        self.accelerator = Accelerator(mixed_precision=config.precision, cpu=device.type == "cpu")
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision,
+            cpu=device.type == "cpu",
+            log_with=check_trackers(config.trackers) or None,
+            project_dir=work,
+        )
         self.local_batch = _share(config, self.accelerator.num_processes)
         self.dropout = Dropout(image=config.drop_image, text=config.drop_text, both=config.drop_both)
         self.data, self.held_out = (FeatureSet(features, split=split) for split in ("train", "val"))
@@ -100,18 +101,22 @@ class _Run:
         self.adapter = start_adapter(self.start, unet, config=config, models=models)
         self.adapter.install(unet)
         self.parameters = self.adapter.trainable_parameters()
-        # Betas and epsilon are those of the paper's code, which are torch's own.
-        optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        optimizer = make_optimizer(config, self.parameters, device=self.accelerator.device)
         self.unet, self.optimizer = self.accelerator.prepare(unet, optimizer)
         self.adapter.projection.to(self.accelerator.device)
+        self.average = None if config.ema is None else Average(self.adapter.layers, decay=config.ema)
 
         self.inputs = {
             "features": file_hash(features / "index.parquet"),
             "start": file_hash(self.start),
             "base": base_weights(models).identity("unet"),
         }
-        self.states = work / fingerprint(config=config, models=models, **self.inputs, torch=torch.__version__)
+        decisive = config.model_dump(mode="json", exclude=_HARMLESS)
+        self.states = work / fingerprint(config=decisive, models=models, **self.inputs, torch=torch.__version__)
         self.progress = self._resume()
+        self.saved_at = time.monotonic()
 
     def load(self, step: int) -> Micro:
         """This process's part of a step's samples."""
@@ -124,7 +129,8 @@ class _Run:
             batch = self.data.batch(places[start : start + self.config.micro_batch])
             chosen = keys[start : start + self.config.micro_batch]
             shape = batch.mean_BCHW.shape[1:]
-            yield batch, self.schedule.draw(shape, keys=chosen, seed=self.config.seed, dropout=self.dropout)
+            options: dict[str, Any] = {"seed": self.config.seed, "offset": self.config.noise_offset}
+            yield batch, self.schedule.draw(shape, keys=chosen, dropout=self.dropout, **options)
 
     def step(self, micro: Micro) -> None:
         """One optimizer step; without a finite loss or gradient the weights stay as they are."""
@@ -133,7 +139,7 @@ class _Run:
             # Gradients are exchanged once a step, with those of the last micro-batch.
             exchange = nullcontext() if number == len(micro) else self.accelerator.no_sync(self.unet)
             with exchange, self._attention():
-                loss_B = self._losses(batch, draws)
+                loss_B = self._weighted(self._losses(batch, draws), draws)
                 self.accelerator.backward(loss_B.sum() / self.local_batch)
             parts.append(loss_B.detach())
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf)
@@ -144,14 +150,15 @@ class _Run:
         # In half precision an infinite gradient is the scaler's affair, and so is the step then.
         is_scaled = self.accelerator.scaler is not None
         is_sound = math.isfinite(loss) and (is_scaled or bool(norm.isfinite()))
-        rate = self._learning_rate()
+        rate = learning_rate(self.progress.step, config=self.config)
         if is_sound or is_scaled:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
         self.optimizer.zero_grad()
-        self.progress.step += 1
-        self._record(loss, rate)
+        if self.average is not None and is_sound and bool(norm.isfinite()):
+            self.average.update()
+        self.progress.record(loss, rate=rate, batch=self.config.batch)
         self._guard(is_sound, [name for batch, _ in micro for name in batch.sample_ids], loss_B)
 
     def after_step(self) -> None:
@@ -160,11 +167,16 @@ class _Run:
         if step % self.config.validation_every == 0 or step == self.config.steps:
             self.progress.curve[-1]["validation_loss"] = value = self.validate()
             log.info("step %d: loss %.4f, validation %s", step, self.progress.curve[-1]["loss"], value)
-        if step % self.config.checkpoint_every == 0 or step == self.config.steps:
+        minutes = (time.monotonic() - self.saved_at) / 60
+        is_old = self.config.checkpoint_minutes is not None and minutes >= self.config.checkpoint_minutes
+        if is_old or step % self.config.checkpoint_every == 0 or step == self.config.steps:
             self._save()
 
     def validate(self) -> float | None:
-        """Mean loss over the first validation samples, on noise that is always the same; None without samples."""
+        """Mean loss over the first validation samples, on noise that is always the same; None without samples.
+
+        It is the plain error, of the averaged weights where there are any: those that will be used.
+        """
         count = min(len(self.held_out), self.config.validation_batches * self.config.batch)
         if count == 0:
             return None
@@ -174,28 +186,31 @@ class _Run:
             places = mine[start : start + self.config.micro_batch]
             batch = self.held_out.batch(places)
             draws = self.schedule.spread(batch.mean_BCHW.shape[1:], places=places, count=count, seed=self.config.seed)
-            with torch.no_grad(), self._attention():
+            with torch.no_grad(), self._attention(), in_place(self.average):
                 total += self._losses(batch, draws).sum()
         return float(self.accelerator.reduce(total, reduction="sum")) / count  # pyright: ignore[reportArgumentType]
 
     def finish(self, out: Path) -> None:
         """Write the results, then remove the states."""
         if self.accelerator.is_main_process:
-            made_from = {**self.inputs, "parameters": fingerprint(config=self.config, models=self.models)}
-            metadata = {
-                **made_from,
-                "manifest": self.data.made_from["manifest"],
-                "base_model": self.models.base,
-                "image_encoder": "/".join(
-                    filter(None, (self.models.image_encoder, self.models.image_encoder_subfolder))
-                ),
-                "steps": str(self.config.steps),
-                "merge": self.config.merge,
-            }
-            out.mkdir(parents=True, exist_ok=True)
-            save_adapter(out / "adapter.safetensors", self.adapter.checkpoint(metadata))
-            write_table(out / "curve.parquet", "curve", self.progress.curve, made_from)
-            write_json(out / "training.json", self._summary(made_from))
+            write_results(
+                out,
+                config=self.config,
+                models=self.models,
+                adapter=self.adapter,
+                average=self.average,
+                progress=self.progress,
+                inputs=self.inputs,
+                features_from=self.data.made_from,
+                machine={
+                    "processes": self.accelerator.num_processes,
+                    "device": self.accelerator.device.type,
+                    "peak_memory_bytes": peak_memory(self.accelerator.device),
+                },
+            )
+            shutil.rmtree(out / "logs", ignore_errors=True)
+            if (self.states / "logs").is_dir():
+                shutil.move(self.states / "logs", out / "logs")
             shutil.rmtree(self.states)
         self.accelerator.wait_for_everyone()
 
@@ -207,24 +222,14 @@ class _Run:
             self.unet, self.adapter, self.schedule, batch, draws, merge=self.config.merge, is_gated=self.is_gated
         )
 
+    def _weighted(self, loss_B: Tensor, draws: Draws) -> Tensor:
+        if self.config.snr_gamma is None:
+            return loss_B
+        return loss_B * self.schedule.min_snr(draws.timestep_B, gamma=self.config.snr_gamma).to(loss_B)
+
     def _attention(self) -> AbstractContextManager[object]:
         # On CPUs the backward pass of the fused kernel takes a third of a step at these numbers of positions.
         return sdpa_kernel(SDPBackend.MATH) if self.accelerator.device.type == "cpu" else nullcontext()
-
-    def _learning_rate(self) -> float:
-        return learning_rate(self.progress.step, config=self.config)
-
-    def _record(self, loss: float, rate: float) -> None:
-        step = self.progress.step
-        self.progress.curve.append(
-            {
-                "step": step,
-                "loss": loss,
-                "validation_loss": None,
-                "learning_rate": rate,
-                "samples": step * self.config.batch,
-            }
-        )
 
     def _guard(self, is_sound: bool, sample_ids: list[str], loss_B: Tensor) -> None:
         if is_sound:
@@ -237,66 +242,41 @@ class _Run:
             "step %d: no finite loss or gradient, weights left as they are; samples: %s", self.progress.step, culprits
         )
         self.progress.skipped.append(f"{self.progress.step}: {culprits}")
-        if self.progress.failures == _PATIENCE:
+        if self.config.on_bad_loss == "stop" and self.progress.failures >= self.config.patience:
             raise TrainingError(
-                f"got no finite loss in {_PATIENCE} steps in a row, up to step {self.progress.step}, the last with "
-                f"samples {culprits}; lower the learning rate, or leave these samples out"
+                f"got no finite loss in {self.progress.failures} steps in a row, up to step {self.progress.step}, "
+                f"the last with samples {culprits}; lower the learning rate, or leave these samples out"
             )
 
     def _save(self) -> None:
+        self.saved_at = time.monotonic()
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
                 "layers": self.adapter.layers.state_dict(),
+                "average": None if self.average is None else self.average.weights,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "progress": vars(self.progress),
             }
             save_state(self.states, state, step=self.progress.step, keep=self.config.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
 
-    def _resume(self) -> _Progress:
+    def _resume(self) -> Progress:
         state = load_state(self.states, device=self.accelerator.device)
         if state is None:
-            return _Progress()
+            return Progress()
         self.adapter.layers.load_state_dict(state["layers"])
+        if self.average is not None:
+            self.average.load(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        progress = _Progress(**state["progress"])
+        progress = Progress(**state["progress"])
         log.info("going on after step %d", progress.step)
         return progress
-
-    def _summary(self, made_from: dict[str, str]) -> dict[str, Any]:
-        progress = self.progress
-        return {
-            "steps": progress.step,
-            "global_batch": self.config.batch,
-            "processes": self.accelerator.num_processes,
-            "device": self.accelerator.device.type,
-            "samples": progress.step * self.config.batch,
-            "samples_per_s": progress.step * self.config.batch / progress.seconds,
-            "data_wait_share": progress.waited_s / progress.seconds,
-            "trained_parameters": sum(parameter.numel() for parameter in self.parameters),
-            "validation_loss_before": progress.validation_before,
-            "validation_loss": progress.curve[-1]["validation_loss"],
-            "skipped_steps": progress.skipped,
-            "parameters": self.config.model_dump(mode="json"),
-            "made_from": {**made_from, **self.data.made_from},
-        }
 
 
 def _share(config: Train, processes: int) -> int:
     if config.batch % processes:
         raise ConfigError(f"got batch {config.batch} for {processes} processes; give a multiple")
     return config.batch // processes
-
-
-def learning_rate(step: int, *, config: Train) -> float:
-    """Of the step after `step` ones: a linear warm-up, then constant or half a cosine down to 0."""
-    if step < config.warm_up:
-        return config.learning_rate * (step + 1) / config.warm_up
-    if config.schedule == "constant":
-        return config.learning_rate
-    done = (step - config.warm_up) / max(1, config.steps - config.warm_up)
-    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2

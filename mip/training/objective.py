@@ -94,9 +94,30 @@ class NoiseSchedule:
             return self.scheduler.get_velocity(latents_BCHW, draws.noise_BCHW, draws.timestep_B)  # pyright: ignore[reportArgumentType]
         return latents_BCHW if kind == "sample" else draws.noise_BCHW
 
-    def draw(self, shape: Sequence[int], *, keys: Sequence[object], seed: int, dropout: Dropout) -> Draws:
-        """One sample of shape (C, H, W) per key."""
-        rows = [self._draw_one(shape, key=key, seed=seed, dropout=dropout) for key in keys]
+    def min_snr(self, timestep_B: Tensor, *, gamma: float) -> Tensor:
+        """Weights of the samples' squared errors (arXiv 2303.09556, section 3.4): float32, finite at every noise level.
+
+        With s the signal-to-noise ratio: min(s, gamma) / s where the base predicts the noise, min(s, gamma) / (s + 1)
+        where it predicts v, min(s, gamma) where it predicts the sample.
+        """
+        # Written without s in a denominator: it is 0 at the last level of a schedule with zero terminal SNR.
+        signal_B = self.scheduler.alphas_cumprod.to(timestep_B.device)[timestep_B]
+        noise_B = 1 - signal_B
+        kind = self.scheduler.config["prediction_type"]
+        if kind == "v_prediction":
+            return torch.minimum(signal_B, gamma * noise_B)
+        if kind == "sample":
+            return (signal_B / noise_B).clamp(max=gamma)
+        return gamma * noise_B / torch.maximum(signal_B, gamma * noise_B)
+
+    def draw(
+        self, shape: Sequence[int], *, keys: Sequence[object], seed: int, dropout: Dropout, offset: float = 0.0
+    ) -> Draws:
+        """One sample of shape (C, H, W) per key.
+
+        `offset` is the standard deviation of a shift of the noise, drawn for each sample and channel.
+        """
+        rows = [self._draw_one(shape, key=key, seed=seed, dropout=dropout, offset=offset) for key in keys]
         return Draws(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
     def spread(self, shape: Sequence[int], *, places: Sequence[int], count: int, seed: int) -> Draws:
@@ -106,14 +127,17 @@ class NoiseSchedule:
         levels = [self.first + int((place + 0.5) / count * (self.end - self.first)) for place in places]
         return replace(draws, timestep_B=torch.tensor(levels))
 
-    def _draw_one(self, shape: Sequence[int], *, key: object, seed: int, dropout: Dropout) -> tuple[Tensor, ...]:
+    def _draw_one(
+        self, shape: Sequence[int], *, key: object, seed: int, dropout: Dropout, offset: float
+    ) -> tuple[Tensor, ...]:
         digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         uniform = torch.rand((), generator=generator, dtype=torch.float64)
         timestep = torch.randint(self.first, self.end, (), generator=generator)
         noise, latent_noise = (torch.randn(tuple(shape), generator=generator) for _ in range(2))
+        shift = torch.randn((shape[0], 1, 1), generator=generator)  # last, so that it changes no other draw
         drops_image, drops_text = dropout.drops(float(uniform))
-        return noise, latent_noise, timestep, torch.tensor(drops_image), torch.tensor(drops_text)
+        return noise + offset * shift, latent_noise, timestep, torch.tensor(drops_image), torch.tensor(drops_text)
 
 
 def with_dropout(batch: Batch, draws: Draws, absence: Absence) -> Batch:

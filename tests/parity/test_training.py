@@ -83,6 +83,15 @@ def train_config(run: Run) -> Train:
             "validation_batches": 1,
             "checkpoint_every": steps,
             "keep_checkpoints": 1,
+            "optimizer": "adamw",
+            "snr_gamma": None,
+            "noise_offset": 0.0,
+            "ema": None,
+            "gradient_checkpointing": False,
+            "checkpoint_minutes": None,
+            "on_bad_loss": "stop",
+            "patience": 3,
+            "trackers": (),
         }
     )
 

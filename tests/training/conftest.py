@@ -223,6 +223,15 @@ def train_config(**changes: Any) -> Train:
         "validation_batches": 2,
         "checkpoint_every": 2,
         "keep_checkpoints": 2,
+        "optimizer": "adamw",
+        "snr_gamma": None,
+        "noise_offset": 0.0,
+        "ema": None,
+        "gradient_checkpointing": False,
+        "checkpoint_minutes": None,
+        "on_bad_loss": "stop",
+        "patience": 3,
+        "trackers": (),
         "seed": 420,
     }
     return Train.model_validate(values | changes)

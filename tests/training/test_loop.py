@@ -3,8 +3,6 @@
 import json
 import math
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from mip.model.checkpoint import read_adapter
 from mip.tables import Row, read_rows
 from mip.training import loop
 from mip.training.features import encode
-from mip.training.loop import learning_rate, train
+from mip.training.loop import train
 from mip.training.start import load_unet, start_adapter
 
 Maker = Callable[..., Any]
@@ -82,16 +80,20 @@ def test_the_same_run_gives_the_same_bytes(run: Callable[..., Path]):
         assert (first / name).read_bytes() == (again / name).read_bytes()
 
 
-@pytest.mark.parametrize("step", random.Random(0).sample(range(1, 7), 3))
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [*((step, {}) for step in random.Random(0).sample(range(1, 7), 3)), (3, {"ema": 0.9, "optimizer": "adamw_fused"})],
+)
 def test_an_interrupted_run_ends_with_the_same_bytes(
-    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, step: int
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, step: int, changes: dict[str, Any]
 ):
-    expected = run("whole")
+    expected = run("whole", **changes)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, step)
-        run("killed")
-    resumed = run("killed")
-    for name in ("adapter.safetensors", "curve.parquet"):
+        run("killed", **changes)
+    resumed = run("killed", **changes)
+    names = ["adapter.safetensors", "curve.parquet", *(["adapter-raw.safetensors"] if "ema" in changes else [])]
+    for name in names:
         assert (expected / name).read_bytes() == (resumed / name).read_bytes()
 
 
@@ -119,6 +121,38 @@ def test_a_run_with_other_parameters_does_not_take_up_the_states(
         run("killed", seed=2)
     other = run("killed", seed=1)
     assert (expected / "adapter.safetensors").read_bytes() == (other / "adapter.safetensors").read_bytes()
+
+
+def test_a_state_is_taken_up_when_only_the_saving_or_the_patience_change(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 5)
+        run("killed")
+    caplog.set_level("INFO", "mip")
+    run("killed", checkpoint_every=3, keep_checkpoints=1, checkpoint_minutes=9.0, patience=7, on_bad_loss="skip")
+    assert "going on after step 4" in caplog.text
+
+
+@pytest.mark.parametrize(("minutes", "saved"), [(0.5, [5, 6]), (None, [6]), (60.0, [6])])
+def test_a_state_is_saved_when_the_last_one_is_old(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, minutes: float | None, saved: list[int]
+):
+    steps: list[int] = []
+    real, after = loop.save_state, loop._Run.after_step
+
+    def saving(*args: Any, step: int, **kwargs: Any) -> Path:
+        steps.append(step)
+        return real(*args, step=step, **kwargs)
+
+    def aged(self: Any) -> None:
+        self.saved_at -= 31 if self.progress.step == 5 else 0  # seconds
+        after(self)
+
+    monkeypatch.setattr(loop, "save_state", saving)
+    monkeypatch.setattr(loop._Run, "after_step", aged)
+    run("out", checkpoint_every=100, checkpoint_minutes=minutes)
+    assert steps == saved
 
 
 def test_states_are_gone_when_the_run_is_complete(run: Callable[..., Path], tmp_path: Path):
@@ -184,6 +218,31 @@ def test_three_bad_steps_in_a_row_end_training_and_name_the_samples(
         run("out", validation_every=100)
 
 
+def test_patience_is_the_number_of_bad_steps_in_a_row(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    spoil(monkeypatch, calls={1, 3, 4})
+    with pytest.raises(TrainingError, match=r"2 steps in a row, up to step 4"):
+        run("out", patience=2)
+
+
+def test_skipping_goes_on_through_any_number_of_bad_steps(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    spoil(monkeypatch, calls={2, 3, 4, 5})
+    out = run("out", patience=1, on_bad_loss="skip", ema=0.5)
+    assert len(json.loads((out / "training.json").read_text())["skipped_steps"]) == 4
+    for name in ("adapter", "adapter-raw"):
+        assert all(tensor.isfinite().all() for tensor in read_adapter(out / f"{name}.safetensors").layers.values())
+
+
+def test_the_weighting_and_the_offset_reach_the_loss(run: Callable[..., Path]):
+    def first(name: str, **changes: Any) -> Row:
+        return read_rows(run(name, steps=1, validation_every=1, **changes) / "curve.parquet", "curve")[0]
+
+    plain, weighted, shifted = first("plain"), first("weighted", snr_gamma=0.1), first("shifted", noise_offset=0.5)
+    assert weighted["loss"] < 0.9 * plain["loss"]
+    assert shifted["loss"] != plain["loss"]
+    # Validation stays comparable: the plain error on plain noise.
+    assert weighted["validation_loss"] == pytest.approx(plain["validation_loss"], rel=0.02)
+
+
 def spoil(monkeypatch: pytest.MonkeyPatch, *, calls: set[int]) -> None:
     """Make the loss of these training steps NaN."""
     real, count = loop.losses, iter(range(1, 999))
@@ -193,16 +252,6 @@ def spoil(monkeypatch: pytest.MonkeyPatch, *, calls: set[int]) -> None:
         return loss_B * math.nan if loss_B.requires_grad and next(count) in calls else loss_B
 
     monkeypatch.setattr(loop, "losses", spoilt)
-
-
-def test_learning_rate_warms_up_then_falls_to_nothing(make_train_config: Maker):
-    config = make_train_config(learning_rate=1.0, warm_up=4, steps=14, schedule="cosine")
-    rates = [learning_rate(step, config=config) for step in range(14)]
-    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert rates[9] == pytest.approx(0.5)
-    assert rates[4:] == sorted(rates[4:], reverse=True) and 0 < rates[-1] < 0.05
-    constant = make_train_config(learning_rate=1.0, warm_up=0, schedule="constant")
-    assert {learning_rate(step, config=constant) for step in range(9)} == {1.0}
 
 
 def test_half_precision_on_a_cpu_is_an_error(run: Callable[..., Path]):
@@ -231,34 +280,3 @@ def test_a_split_without_samples_is_an_error_only_for_training(
         attempt([], rows[:1])
     summary = json.loads((attempt(rows[:1], []) / "training.json").read_text())
     assert summary["validation_loss"] is None
-
-
-_LAUNCHED = """
-import sys
-from pathlib import Path
-from mip.config import Models, Train
-from mip.training.loop import train
-train(Train.model_validate_json(sys.argv[1]), models=Models.model_validate_json(sys.argv[2]),
-      features=Path(sys.argv[3]), out=Path(sys.argv[4]), work=Path(sys.argv[5]))
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_train_the_same_adapter(
-    run: Callable[..., Path], models: Models, features: Path, make_train_config: Maker, tmp_path: Path
-):
-    config = make_train_config(steps=3)
-    script, out = tmp_path / "launched.py", tmp_path / "two"
-    script.write_text(_LAUNCHED)
-    # On GPUs `accelerate launch` starts this very launcher.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    values = [config.model_dump_json(), models.model_dump_json(), features, out, tmp_path / "two-work"]
-    subprocess.run([*launch, *map(str, values)], check=True, timeout=300)
-    assert json.loads((out / "training.json").read_text())["processes"] == 2
-    alone, together = (read_adapter(folder / "adapter.safetensors").layers for folder in (run("one", steps=3), out))
-    for key, tensor in alone.items():
-        assert float((tensor - together[key]).abs().mean()) < 1e-5
-    losses = [
-        [row["loss"] for row in read_rows(folder / "curve.parquet", "curve")] for folder in (tmp_path / "one", out)
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -180,3 +180,40 @@ def test_loss_is_one_number_a_sample(models: Models, features: Path, make_train_
     draws = schedule.draw(batch.mean_BCHW.shape[1:], keys=[0, 1, 2], seed=0, dropout=KEEP_ALL)
     loss_B = losses(unet, adapter, schedule, batch, draws, merge="weighted", is_gated=True)
     assert loss_B.shape == (3,) and all(math.isfinite(loss) for loss in loss_B.tolist())
+
+
+@pytest.mark.parametrize(
+    ("kind", "formula"),
+    [
+        ("epsilon", lambda snr, gamma: min(snr, gamma) / snr),
+        ("v_prediction", lambda snr, gamma: min(snr, gamma) / (snr + 1)),
+        ("sample", min),
+    ],
+)
+def test_min_snr_weights_follow_the_formula(schedule_of: Maker, kind: str, formula: Callable[[float, float], float]):
+    schedule = schedule_of(prediction_type=kind)
+    levels = torch.tensor([0, 3, 250, 500, 999])
+    signal_B = schedule.scheduler.alphas_cumprod.double()[levels]
+    expected = [formula(float(signal / (1 - signal)), 5.0) for signal in signal_B]
+    assert min(expected) < 0.9 * max(expected)
+    assert schedule.min_snr(levels, gamma=5.0).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("epsilon", 1.0), ("v_prediction", 0.0), ("sample", 0.0)])
+def test_min_snr_is_finite_where_there_is_no_signal(schedule_of: Maker, kind: str, expected: float):
+    schedule = schedule_of(prediction_type=kind, rescale_betas_zero_snr=True)
+    assert float(schedule.scheduler.alphas_cumprod[-1]) == 0
+    weights = schedule.min_snr(torch.arange(1000), gamma=5.0)
+    assert weights.isfinite().all()
+    assert float(weights[-1]) == expected
+
+
+def test_offset_shifts_each_channel_s_noise_and_nothing_else(schedule_of: Maker):
+    plain, shifted = (
+        schedule_of().draw((4, 8, 8), keys=range(200), seed=5, dropout=KEEP_ALL, offset=offset) for offset in (0.0, 0.5)
+    )
+    shift_BCHW = shifted.noise_BCHW - plain.noise_BCHW
+    torch.testing.assert_close(shift_BCHW, shift_BCHW[..., :1, :1].expand_as(shift_BCHW), atol=1e-6, rtol=0)
+    assert float(shift_BCHW[..., 0, 0].std()) == pytest.approx(0.5, rel=0.1)
+    for name in ("latent_noise_BCHW", "timestep_B", "drops_image_B", "drops_text_B"):
+        assert torch.equal(getattr(plain, name), getattr(shifted, name))
