@@ -26,6 +26,7 @@ from mip.model.checkpoint import save_adapter
 from mip.model.pipeline import MIPAdapterXLPipeline
 from mip.model.projection import ImageProjection, Resampler, variant_named
 from mip.model.references import References
+from mip.model.request import Reference
 
 CONTEXT_WIDTH = 12  # 4 of the first text encoder and 8 of the second
 POOLED_WIDTH = 16
@@ -222,3 +223,17 @@ def adapter_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, adapter in adapters.items():
         save_adapter(folder / f"{name}.safetensors", adapter.checkpoint())
     return {name: folder / f"{name}.safetensors" for name in adapters}
+
+
+@pytest.fixture
+def pipe(build_pipeline: Callable[[], MIPAdapterXLPipeline], adapter_files: dict[str, Path]) -> MIPAdapterXLPipeline:
+    """A tiny pipeline with the adapter of the variant sdxl."""
+    pipeline = build_pipeline()
+    pipeline.load_mip_adapter(adapter_files["sdxl"])
+    return pipeline
+
+
+@pytest.fixture
+def objects(photos: list[Image.Image]) -> list[Reference]:
+    """A reference for each photo."""
+    return [Reference(name, [photo]) for name, photo in zip(("cat", "dog", "red hat"), photos, strict=True)]

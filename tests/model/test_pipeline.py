@@ -19,18 +19,6 @@ from mip.model.request import Reference
 PROMPT = "a cat, a dog, a red hat"
 
 
-@pytest.fixture
-def pipe(build_pipeline, adapter_files):
-    pipeline = build_pipeline()
-    pipeline.load_mip_adapter(adapter_files["sdxl"])
-    return pipeline
-
-
-@pytest.fixture
-def objects(photos):
-    return [Reference(name, [photo]) for name, photo in zip(("cat", "dog", "red hat"), photos, strict=True)]
-
-
 def draw(pipeline, prompt: Any = PROMPT, seeds=(0,), **kwargs) -> torch.Tensor:
     """Latents; every image of a batch starts from a seed of its own."""
     settings = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "latent"}

@@ -23,18 +23,6 @@ from mip.visualize import overlay
 PROMPT = "a cat, a dog, a red hat"
 
 
-@pytest.fixture
-def pipe(build_pipeline, adapter_files):
-    pipeline = build_pipeline()
-    pipeline.load_mip_adapter(adapter_files["sdxl"])
-    return pipeline
-
-
-@pytest.fixture
-def objects(photos):
-    return [Reference(name, [photo]) for name, photo in zip(("cat", "dog", "red hat"), photos, strict=True)]
-
-
 def run(pipeline, prompt: str | list[str] = PROMPT, seeds=(0,), **kwargs):
     settings = {"num_inference_steps": 4, "height": 16, "width": 16, "output_type": "latent"}
     generator = [torch.Generator().manual_seed(seed) for seed in seeds]
