@@ -68,14 +68,14 @@ class Contenders:
     def __init__(self, pipe: MIPAdapterXLPipeline, adapter: MIPAdapter, setting: dict[str, int]) -> None:
         self.pipe, self.adapter, self.setting = pipe, adapter, setting
 
-    def ours(self, arithmetic: Arithmetic, timed: Callable[[Draw], float]) -> float:
+    def ours(self, arithmetic: Arithmetic) -> float:
         self.pipe.mip_adapter = self.adapter.install(self.pipe.unet, dtype=self.pipe.unet.dtype, arithmetic=arithmetic)
         try:
-            return timed(partial(drawn, self.pipe, **self.setting))
+            return seconds(partial(drawn, self.pipe, **self.setting))
         finally:
             self.pipe.unload_mip_adapter()
 
-    def compiled(self, timed: Callable[[Draw], float]) -> float:
+    def compiled(self) -> float:
         """Ours with a compiled UNet. A step that had to be compiled again would be an error."""
         plain = self.pipe.unet.forward
         self.pipe.mip_adapter = self.adapter.install(self.pipe.unet, dtype=self.pipe.unet.dtype)
@@ -83,15 +83,15 @@ class Contenders:
         try:
             drawn(self.pipe, **self.setting)
             with torch.compiler.set_stance("fail_on_recompile"):
-                return timed(partial(drawn, self.pipe, **self.setting))
+                return seconds(partial(drawn, self.pipe, **self.setting))
         finally:
             self.pipe.unet.forward = plain
             self.pipe.unload_mip_adapter()
 
-    def base(self, timed: Callable[[Draw], float]) -> float:
-        return timed(lambda: self.pipe(**_call(**self.setting)).images)
+    def base(self) -> float:
+        return seconds(lambda: self.pipe(**_call(**self.setting)).images)
 
-    def diffusers(self, timed: Callable[[Draw], float]) -> float:
+    def diffusers(self) -> float:
         """Its own IP-Adapter with the same weights, as one adapter of several images."""
         self.pipe.unet._load_ip_adapter_weights([_as_ip_adapter(self.adapter)])
         self.pipe.set_ip_adapter_scale(0.75)
@@ -103,7 +103,7 @@ class Contenders:
         images: Any = [photos]  # one adapter, several images
         parent: Any = partial(StableDiffusionXLPipeline.__call__, self.pipe, ip_adapter_image=images)
         try:
-            return timed(lambda: parent(**_call(**self.setting)).images)
+            return seconds(lambda: parent(**_call(**self.setting)).images)
         finally:
             self.pipe.unload_ip_adapter()  # takes the encoder away too
             self.pipe.register_modules(image_encoder=encoder)
@@ -134,7 +134,7 @@ def _synchronise() -> None:
 
 def measure(contenders: Contenders, *, rounds: int, compiles: bool) -> list[tuple[str, float, float]]:
     """Name, median seconds and peak GPU memory in MB of each; the first round of all is thrown away."""
-    ways: dict[str, Callable[[Callable[[Draw], float]], float]] = {
+    ways: dict[str, Callable[[], float]] = {
         "as in the public code": partial(contenders.ours, "official"),
         "ours": partial(contenders.ours, "fast"),
         "IP-Adapter of diffusers, as many tokens": contenders.diffusers,
@@ -148,7 +148,7 @@ def measure(contenders: Contenders, *, rounds: int, compiles: bool) -> list[tupl
         for name, way in ways.items():
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
-            took = way(seconds)
+            took = way()
             if number:
                 times[name].append(took)
                 memory[name] = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0

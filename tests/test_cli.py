@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mip.cli import main
 from mip.model.checkpoint import read_adapter, save_adapter
 from mip.tables import file_hash
 from tests.closure import ROOT
@@ -22,18 +21,10 @@ SIZE = 64
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run `mip ...` in the project's root; gives exit code, stdout and stderr."""
+def run(mip, monkeypatch: pytest.MonkeyPatch):
+    """`mip ...` in the project's root."""
     monkeypatch.chdir(ROOT)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mip", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return call
+    return mip
 
 
 @pytest.fixture

@@ -150,8 +150,10 @@ def _save_maps(path: Path, image: "Image.Image", maps: "RelevanceMaps", prompt: 
     from mip.visualize import overlay
 
     shown = pictures.fit(image, _MAP_SIDE)
-    row = pictures.Row(prompt, (), (shown, *(overlay(shown, map_HW) for map_HW in maps.mean_NHW)), ())
-    pictures.save(pictures.grid([row], headers=["image", *maps.names], cell=_MAP_SIDE), path)
+    overlaid = [overlay(shown, map_HW) for map_HW in maps.mean_NHW]
+    row = pictures.Row(prompt, (), (shown, *overlaid), ("", *maps.names))
+    headers = ["Image", *(f"Reference {n + 1}" for n in range(len(overlaid)))]
+    pictures.save(pictures.grid([row], headers=headers, cell=_MAP_SIDE), path)
 
 
 def _parsed(given: list[str]) -> list[tuple[str, list[Path]]]:

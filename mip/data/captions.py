@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TypeGuard
 
 _IRREGULAR = {
     "child": "children",
@@ -17,15 +16,8 @@ _IRREGULAR = {
     "woman": "women",
 }
 _WORD = re.compile(r"[\w-]+")  # a hyphenated word is one: "cat-like" does not name a cat
-_HALF = re.compile("[\ud800-\udfff]")  # of a character: JSON can write it, a table cannot
-_LONGEST = 1000  # characters of a caption or label
 _SILENT_H = ("hour", "honest", "heir")
 _SPOKEN_AS_CONSONANT = ("uni", "use", "euro", "one")
-
-
-def is_text(value: object) -> TypeGuard[str]:
-    """True for a text of at most 1000 characters that a table can hold."""
-    return isinstance(value, str) and len(value) <= _LONGEST and not _HALF.search(value)
 
 
 def is_same(name: str, other: str) -> bool:

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from mip.data.captions import is_text
+from mip.data.fields import finite, is_text
 from mip.data.images import encode_mask
 from mip.data.problems import Reason, Refused
 
@@ -50,7 +49,7 @@ def caption_of(value: Any) -> str:
 
 def score_of(value: Any, *, unit: bool = True) -> float:
     """A finite number, from 0 to 1 if `unit`."""
-    score = number(value)
+    score = finite(value)
     if score is None or (unit and not 0 <= score <= 1):
         raise Refused(Reason.BAD_SCORE, f"got score {_short(value)}")
     return score
@@ -58,7 +57,7 @@ def score_of(value: Any, *, unit: bool = True) -> float:
 
 def value_of(value: Any) -> int:
     """A mask's level; 7.0 is 7, as tables with gaps have it."""
-    level = number(value)
+    level = finite(value)
     if level is None or level != int(level) or not 1 <= level <= _HIGHEST:
         raise Refused(Reason.BAD_VALUE, f"got value {_short(value)}")
     return int(level)
@@ -66,18 +65,11 @@ def value_of(value: Any) -> int:
 
 def box_of(value: Any) -> tuple[float, ...]:
     """x1, y1, x2, y2 in pixels."""
-    corners = [number(v) for v in value] if isinstance(value, list | tuple) else []
+    corners = [finite(v) for v in value] if isinstance(value, list | tuple) else []
     box = tuple(v for v in corners if v is not None)
     if len(corners) != 4 or len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
         raise Refused(Reason.BAD_BOX, f"got box {_short(value)}")
     return box
-
-
-def number(value: Any) -> float | None:
-    """A finite number as a float; None for anything else, booleans included."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) <= sys.float_info.max else None  # an integer may have hundreds of digits
 
 
 def polygon_mask(value: Any, *, width: int, height: int) -> dict[str, Any]:
@@ -85,7 +77,7 @@ def polygon_mask(value: Any, *, width: int, height: int) -> dict[str, Any]:
     parts = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     outline = 0.0
     for part in parts:
-        corners = [number(v) for v in part] if isinstance(part, list) else []
+        corners = [finite(v) for v in part] if isinstance(part, list) else []
         if len(corners) < 6 or len(corners) % 2 or None in corners:
             raise Refused(Reason.BAD_POLYGON, f"got polygon {_short(part)}")
         points = np.asarray(corners, np.float64).reshape(-1, 2)

@@ -6,7 +6,6 @@ A caption that is null is composed of the labels of the chosen objects.
 """
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mip.config import Construct, GivenLabels, OpenClipLabels
-from mip.data.captions import is_text
+from mip.data.fields import finite, is_text
 from mip.data.images import BLACK, cutout, load
 from mip.errors import ConfigError, DataError
 from mip.tables import Row, file_hash, rejected
@@ -163,16 +162,12 @@ def _label(entry: Any) -> tuple[str, Label | None]:
     """(object id, label); None for a label without a name or a finite confidence."""
     if not isinstance(entry, dict):
         return "", None
-    identity, name, logit = str(entry.get("object_id", "")), entry.get("label"), entry.get("logit")
+    identity, name, logit = str(entry.get("object_id", "")), entry.get("label"), finite(entry.get("logit"))
     if not is_text(identity):
         return "", None
-    if not identity or not is_text(name) or not name.strip():
+    if not identity or not is_text(name) or not name.strip() or logit is None:
         return identity, None
-    if isinstance(logit, bool) or not isinstance(logit, int | float):
-        return identity, None
-    if not abs(logit) <= sys.float_info.max:  # no number, infinite, or an integer of hundreds of digits
-        return identity, None
-    return identity, Label(" ".join(name.split()), float(logit), None)
+    return identity, Label(" ".join(name.split()), logit, None)
 
 
 class OpenClipLabeller:

@@ -5,7 +5,6 @@ the file states are not used.
 """
 
 import json
-import sys
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +14,7 @@ from pycocotools import mask as coco
 
 from mip.config import Extract
 from mip.data import parts
+from mip.data.fields import finite
 from mip.data.images import ImageError, RleError, check_rle, decode, mask_area, mask_box, read_bytes
 from mip.errors import DataError
 from mip.tables import Row, file_hash, fingerprint, rejected
@@ -164,8 +164,8 @@ def _mask(annotation: dict[str, Any], *, name: str, row: Row, min_area: int) -> 
         **size,
         "box": mask_box(counts, **size),
         "area": area,
-        "predicted_iou": _number(annotation.get("predicted_iou")),
-        "stability_score": _number(annotation.get("stability_score")),
+        "predicted_iou": finite(annotation.get("predicted_iou")),
+        "stability_score": finite(annotation.get("stability_score")),
     }
 
 
@@ -190,9 +190,3 @@ def _counts(segmentation: Any, *, width: int, height: int) -> str:
     except RleError as error:
         raise _Refused(Reason.BAD_RLE, str(error)) from None
     return counts
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) <= sys.float_info.max else None  # an integer may have hundreds of digits

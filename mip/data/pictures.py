@@ -7,6 +7,7 @@ pictures as tars and labels, and problems as rejected rows; `mip data validate` 
 import io
 import json
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -46,14 +47,15 @@ class Picture:
     where: str  # its file or entry
 
 
-class Converted:
+class Converted(ABC):
     """A source of another format. Subclasses read it; what they read is written when the source prepares."""
 
     def __init__(self, options: Any) -> None:
         self.options = options
 
+    @abstractmethod
     def read(self) -> Iterator[Picture | Problem]:
-        raise NotImplementedError
+        """What can be used, and what cannot."""
 
     def prepare(self, folder: Path) -> None:
         write(self.read(), folder, size=self.options.shard_size)

@@ -182,11 +182,12 @@ class _Run:
             return None
         total = torch.zeros((), device=self.accelerator.device)
         mine = list(range(self.accelerator.process_index, count, self.accelerator.num_processes))
-        for start in range(0, len(mine), self.config.micro_batch):
-            places = mine[start : start + self.config.micro_batch]
-            batch = self.held_out.batch(places)
-            draws = self.schedule.spread(batch.mean_BCHW.shape[1:], places=places, count=count, seed=self.config.seed)
-            with torch.no_grad(), self._attention(), in_place(self.average):
+        with torch.no_grad(), self._attention(), in_place(self.average):
+            for start in range(0, len(mine), self.config.micro_batch):
+                places = mine[start : start + self.config.micro_batch]
+                batch = self.held_out.batch(places)
+                shape = batch.mean_BCHW.shape[1:]
+                draws = self.schedule.spread(shape, places=places, count=count, seed=self.config.seed)
                 total += self._losses(batch, draws).sum()
         return float(self.accelerator.reduce(total, reduction="sum")) / count  # pyright: ignore[reportArgumentType]
 

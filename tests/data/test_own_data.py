@@ -3,11 +3,11 @@
 import json
 import pickle
 import pickletools
-import sys
 import tomllib
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mip.cli import main
 from mip.config import Ingest
 from mip.data import images, masks, samples, sources
 from mip.data.export import NAMES, export
@@ -264,15 +263,8 @@ def test_an_export_that_fails_leaves_nothing(kit, tmp_path: Path):
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mip", "data", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return run
+def call(mip):
+    return partial(mip, "data")
 
 
 def test_validate_ends_with_0_for_clean_data_1_for_problems_and_2_for_wrong_use(call, tmp_path: Path):

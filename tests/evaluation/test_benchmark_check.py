@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 import typer
 from PIL import Image
 
-from mip.cli import app, main
+from mip.cli import app
 from mip.evaluation.benchmarks import Reason
 from mip.evaluation.kinds import ADVICE, BENCHMARKS, Kind, look, problems, read_benchmark
 from mip.evaluation.survey import Fault
@@ -23,17 +23,9 @@ SHARED = Path(os.environ.get("MIP_SHARED", Path(__file__).parents[3] / "shared")
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run `mip benchmark ...`; gives exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mip", "benchmark", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return call
+def run(mip):
+    """`mip benchmark ...`."""
+    return partial(mip, "benchmark")
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mip.config import Models
-from mip.errors import ConfigError
+from mip.errors import CheckpointError, ConfigError
+from mip.model.checkpoint import find_adapter
 from mip.training.networks import base_weights, device_named, identify, image_encoder_weights
 
 
@@ -16,6 +17,11 @@ def test_a_base_that_is_nowhere_is_named(models: Models):
 def test_an_image_encoder_that_is_nowhere_is_named(models: Models):
     with pytest.raises(ConfigError, match=r"config\.json"):
         image_encoder_weights(models.model_copy(update={"image_encoder_subfolder": "elsewhere"}))
+
+
+def test_an_ip_adapter_that_is_nowhere_is_named():
+    with pytest.raises(CheckpointError, match=r"none\.bin.*no file.*weight_name"):
+        find_adapter("none.bin", None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
