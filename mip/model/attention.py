@@ -162,6 +162,9 @@ class MIPAttnProcessor(nn.Module):
                 "got references in a layer that is not SDXL cross-attention; install on its UNet only"
             )
 
+        if torch.compiler.is_compiling():
+            # Looking into the cache would break the graph. Built anew, the few tokens cost little beside the positions.
+            reference_cache = None
         # In one piece: each product with it would else make its own copy.
         q_BHQD = _split_heads(attn.to_q(hidden_states), attn.heads).contiguous()
         rows = references.rows(hidden_states.shape[0])

@@ -95,11 +95,16 @@ class References:
         """
         if batch == self.batch:
             return self
-        if batch != self.batch - self.negatives:
-            raise ReferencesError(
-                f"got references for {self.batch} rows ({self.negatives} negative) and a UNet batch of {batch}; "
-                "give one row of references per row of the batch"
-            )
+        if batch == self.batch - self.negatives:
+            return self.positive
+        raise ReferencesError(
+            f"got references for {self.batch} rows ({self.negatives} negative) and a UNet batch of {batch}; "
+            "give one row of references per row of the batch"
+        )
+
+    @cached_property
+    def positive(self) -> "References":
+        """The rows without the negative half of guidance."""
         kept = {name: t[self.negatives :] for name, t in self._tensors().items()}
         return replace(self, negatives=0, **kept)
 
@@ -229,6 +234,9 @@ class ReferenceCache:
 
     def __init__(self, references: References) -> None:
         self.references = references
+        # These read sizes from values, which a compiled graph cannot; they stay with the references.
+        for rows in (references, references.positive):
+            _ = rows.names
         self._values: dict[tuple[str, int, int], object] = {}
         self._of_text: dict[str, tuple[Tensor, int, object]] = {}
 

@@ -329,14 +329,14 @@ def test_gradient_checkpointing_changes_nothing(installed, run_unet, make_refere
     torch.testing.assert_close(grads[0], grads[1], atol=1e-4, rtol=1e-4)
 
 
-def test_the_prompt_keys_are_kept_for_this_very_text_only():
+def test_the_prompt_keys_are_kept_for_this_very_text_only(make_references):
     text_BTE, calls = torch.randn(1, 3, 4), []
 
     def build() -> int:
         calls.append(len(calls))
         return len(calls)
 
-    cache = ReferenceCache(None)  # pyright: ignore[reportArgumentType]
+    cache = ReferenceCache(make_references([1]))
     assert [cache.get_of_text("a", text_BTE, build), cache.get_of_text("a", text_BTE, build)] == [1, 1]
     assert cache.get_of_text("b", text_BTE, build) == 2
     assert cache.get_of_text("a", text_BTE.clone(), build) == 3

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from benchmarks import full_size
 from mip.model.checkpoint import AdapterCheckpoint
+from mip.model.references import ReferenceCache, References
 from tests.closure import ROOT
 
 ORDER = Path(os.environ.get("MIP_GOLDEN") or ROOT.parent / "shared" / "golden") / "processor_order.json"
@@ -54,6 +56,48 @@ def test_the_variant_is_told_from_the_released_shapes(unet):
         empty = {key: torch.zeros(t.shape) for key, t in projection.items()}
         found = AdapterCheckpoint(image_proj=empty, layers={"1.to_k_ip.weight": torch.zeros(640, 2048)})
         assert found.variant.name == variant
+
+
+def test_the_seventy_blocks_compile_into_one_graph_per_width():
+    with torch.device("meta"):
+        unet = full_size.unet()
+        full_size.adapter("sdxl", unet).install(unet)
+    torch._dynamo.reset()
+    graphs = CompileCounter()
+    unet.compile_repeated_blocks(backend=graphs, fullgraph=True)
+    for _ in range(2):  # two calls of two steps
+        references = _shapes_of_references()
+        cache = ReferenceCache(references)
+        for _ in range(2):
+            _shapes_of_a_step(unet, {"references": references, "reference_cache": cache})
+    assert graphs.frame_count == 2
+    torch._dynamo.reset()
+
+
+def _shapes_of_references() -> References:
+    """Two references with guidance, without values."""
+    with torch.device("meta"):
+        references = References(
+            image_BNRE=torch.empty(2, 2, 4, full_size.CONTEXT_WIDTH),
+            phrase_BNTE=torch.empty(2, 2, 77, full_size.CONTEXT_WIDTH),
+            words_BNT=torch.empty(2, 2, 77, dtype=torch.bool),
+            present_BN=torch.empty(2, 2, dtype=torch.bool),
+            scale_BN=torch.empty(2, 2),
+            negatives=1,
+        )
+        for rows in (references, references.positive):
+            # How long the names are is read from values.
+            names = torch.empty(rows.batch, 2, 3, full_size.CONTEXT_WIDTH), torch.empty(rows.batch, 2, 3) > 0
+            vars(rows)["names"] = names
+    return references
+
+
+def _shapes_of_a_step(unet, cross_attention_kwargs):
+    with torch.device("meta"), torch.no_grad():
+        conditions = {"text_embeds": torch.empty(2, 1280), "time_ids": torch.empty(2, 6)}
+        inputs = torch.empty(2, 4, 128, 128), torch.empty(2), torch.empty(2, 77, full_size.CONTEXT_WIDTH)
+    with torch.no_grad():
+        unet(*inputs, added_cond_kwargs=conditions, cross_attention_kwargs=cross_attention_kwargs)
 
 
 @pytest.mark.gpu
