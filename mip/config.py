@@ -185,6 +185,7 @@ class Generate(Section):
     steps: PositiveInt  # of denoising
     guidance: NonNegativeFloat
     negative_prompt: str
+    precision: Literal["no", "fp16", "bf16"]  # of the UNet's products; "no" is models.dtype
     scales: tuple[NonNegativeFloat, ...]  # tried on the validation tasks; a single one is taken as it is
     batch: PositiveInt  # images
     processes: PositiveInt  # share the batches: one a GPU

@@ -14,6 +14,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from accelerate.utils import convert_outputs_to_fp32
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -57,7 +58,7 @@ class Painter:
     def made_from(self) -> dict[str, str]:
         """Hashes of parameters, weights and code that the images depend on (the batch too: it moves the last bits)."""
         settings = self.config.model_dump(
-            mode="json", include={"steps", "guidance", "negative_prompt", "batch", "maps"}
+            mode="json", include={"steps", "guidance", "negative_prompt", "precision", "batch", "maps"}
         )
         networks = self.models.model_dump(
             mode="json", exclude={"device"} if self.method.has_references else _UNUSED_BY_BASE
@@ -155,6 +156,11 @@ class Painter:
         pipe = load_pipeline(self.models, adapter=self.weights, has_references=self.method.has_references)
         if self.layouts is not None:
             pipe.scheduler = self.layouts.late(pipe.scheduler)
+        if self.config.precision != "no":
+            dtype = torch.float16 if self.config.precision == "fp16" else torch.bfloat16
+            # As the adapter was trained. What is kept from step to step stays wide, and so does the autoencoder.
+            narrow = torch.autocast(pipe.device.type, dtype)(pipe.unet.forward)
+            pipe.unet.forward = convert_outputs_to_fp32(narrow)
         return pipe
 
     def _checked_weights(self) -> Path:

@@ -166,4 +166,6 @@ def models(
 @pytest.fixture(scope="session")
 def generate_config() -> Generate:
     """Two steps, two scales, batches of three."""
-    return Generate(steps=2, guidance=3.0, negative_prompt="", scales=(0.5, 1.0), batch=3, processes=1, maps=2)
+    return Generate(
+        steps=2, guidance=3.0, negative_prompt="", precision="no", scales=(0.5, 1.0), batch=3, processes=1, maps=2
+    )

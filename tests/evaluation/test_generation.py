@@ -67,6 +67,13 @@ def test_images_do_not_depend_on_the_batch(draw, generate_config: Generate):
     assert np.abs(_pixels(together) - _pixels(alone)).max() <= 1
 
 
+def test_half_precision_draws_nearly_the_same(draw, generate_config: Generate):
+    wide = draw(_one_scale(generate_config), name="wide")
+    half = draw(_one_scale(generate_config, precision="bf16"), name="half")
+    difference = np.abs(_pixels(wide) - _pixels(half))
+    assert 0 < difference.mean() < 3
+
+
 @pytest.fixture
 def drawing_only_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """After this call the tests' own process draws nothing; those it starts know nothing of that."""

@@ -31,7 +31,7 @@ CASES = {
     "concat": ({"merge": "concat"}, 1),
     "a shorter window": ({"reference_end": 0.5}, 2),
     "guidance for a while": (
-        {"callback_on_step_end": SDXLCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)},
+        {"callback_on_step_end": SDXLCFGCutoffCallback(cutoff_step_ratio=0.4)},
         2,
     ),
 }
