@@ -149,6 +149,22 @@ def test_pairs_of_one_class_are_left_out_of_confusion_and_counted(run: Run, inde
     assert content["methods"]["mip"]["confused"]["n"] == 3 and content["methods"]["mip"]["clip_i"]["n"] == 4
 
 
+def test_a_lone_reference_is_left_out_of_confusion_and_counted(run: Run, index: Path, images: Path, tmp_path: Path):
+    tasks = read_rows(index / "tasks.parquet", "tasks")
+    for task in tasks[:3]:
+        task["references"] = task["references"][:1]
+    (images / "mip" / "maps").mkdir()
+    np.savez(images / "mip" / "maps" / "000-00.npz", relevance_NHW=np.ones((1, 4, 4), np.float32))
+    content = run(index=_index_with(tmp_path / "changed", tasks))
+    assert content["provenance"]["judge"]["single_reference_tasks"] == 3
+    found = {metric: entry["n"] for metric, entry in content["methods"]["mip"].items()}
+    assert found["confused"] == 1 and found["swap_rate"] <= 1 and found["localisation"] == 0
+    assert found["presence"] == found["count_error"] == found["clip_i"] == 4
+    rows = read_rows(tmp_path / "reports" / "per_task.parquet", "per_task")
+    alone = [row for row in rows if len(row["similarity"]) == 1]
+    assert len(alone) == 6 and all(row["confused"] is None and row["presence"] is not None for row in alone)
+
+
 def test_localisation_is_measured_where_there_are_maps(run: Run, images: Path):
     (images / "mip" / "maps").mkdir()
     np.savez(images / "mip" / "maps" / "000-00.npz", relevance_NHW=np.full((2, 4, 4), 0.5, np.float32))
@@ -213,7 +229,9 @@ def test_an_image_counts_in_confused_present_only_if_both_methods_show_every_obj
         verdict = SimpleNamespace(
             presence=1.0, is_swapped=False, leak=0.1, is_confused=is_confused, count_error=0.0, has_all=has_all
         )
-        return SimpleNamespace(verdict=verdict, has_all=has_all, clip_t=0, clip_i=0, dino=0, localisation=None)
+        return SimpleNamespace(
+            verdict=verdict, has_all=has_all, is_alone=False, clip_t=0, clip_i=0, dino=0, localisation=None
+        )
 
     judged = {"ip_adapter_concat": [one(True, True), one(False, True)], "mip": [one(True, False), one(True, True)]}
     values = metric_values(judged, "mip")  # pyright: ignore[reportArgumentType]
