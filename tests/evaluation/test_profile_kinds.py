@@ -7,6 +7,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 
 from mip.config import BenchmarkKind, Ingest
 from mip.data import sources
@@ -17,6 +18,7 @@ from mip.evaluation.dreambooth import CLASSES, PAIRS
 from mip.evaluation.kinds import Kind
 from mip.tables import Row, check_kind, fingerprint, read_rows
 from mip.toybox.scenes import draw_scene, identities, render
+from tests.closure import ROOT
 from tests.data.conftest import pair
 from tests.data.worlds import write_concept101
 from tests.evaluation.test_dreambooth import TEXT
@@ -159,6 +161,13 @@ def test_what_does_not_fit_the_kind_is_one_error(ingest, own: Path, dreambooth: 
     ):
         with pytest.raises(ConfigError, match=said):
             ingest(**changes)
+
+
+def test_the_page_shows_parameters_that_a_profile_takes(tmp_path: Path):
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    shown = page.partition("chooses one in its block `ingest`:")[2].partition("`prompts_per")[0]
+    config = _config(tmp_path, **YAML(typ="safe").load(shown))
+    assert (config.benchmark_kind, config.validation_kind, config.benchmark_name) == ("own", "dreambooth-pairs", "mine")
 
 
 def test_the_default_kind_changes_no_hash_and_another_does(tmp_path: Path):
