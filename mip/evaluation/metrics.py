@@ -263,6 +263,8 @@ def _task_row(method: str, one: Judged) -> Row:
             "leak": verdict.leak,
             "leaked": verdict.is_leaked,
             "confused": verdict.is_confused,
+            "detect_and_compare": finding.detect_and_compare,
+            "identity_margin": finding.identity_margin,
         }
     return row | {
         "presence": verdict.presence,

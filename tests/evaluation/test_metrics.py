@@ -98,6 +98,29 @@ def test_every_image_and_combination_has_its_rows(run: Run, tmp_path: Path):
     assert len(per_combination) == 2 * 2 * len(METRICS)
 
 
+def test_the_measures_over_all_detections_are_in_the_table(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def of_one(self, images, labels):
+        """Each name once, and the first once more: one object too many, of which labels know nothing."""
+        boxes = [(0, 0, 12, 24), (12, 0, 24, 24), (0, 0, 24, 12)]
+        return [
+            [Detection(name, 0.9 - n / 10, boxes[n], None) for n, name in enumerate([*names, names[0]][: 2 + (i == 0)])]
+            for i, names in enumerate(labels)
+        ]
+
+    monkeypatch.setattr(Segmentation, "detect", of_one)
+    run()
+    rows = read_rows(tmp_path / "reports" / "per_task.parquet", "per_task")
+    assert {len(row["detections"]) for row in rows} == {2, 3}
+    for row in rows:
+        assert 0 <= row["identity_margin"] <= 1
+        if len(row["detections"]) == 3:
+            assert row["detect_and_compare"] == 0
+        else:
+            s_NN, g_NN = np.array(row["similarity"]), np.array(row["reference_similarity"])
+            norms = [np.linalg.norm(s_NN[order] - g_NN, ord=2) for order in ([0, 1], [1, 0])]
+            assert row["detect_and_compare"] in (pytest.approx(1 - norms[0]), pytest.approx(1 - norms[1]))
+
+
 def test_the_same_images_give_the_same_bytes(run: Run, tmp_path: Path):
     run(name="one")
     run(name="two")
@@ -112,13 +135,17 @@ def test_judging_again_encodes_nothing(run: Run, encoded: list[int]):
     assert encoded == []
 
 
-def test_images_of_one_method_alone_are_encoded_anew(run: Run, encoded: list[int], images: Path, index: Path):
+def test_images_of_one_method_alone_are_encoded_anew(
+    run: Run, encoded: list[int], images: Path, index: Path, tmp_path: Path
+):
     run()
     encoded.clear()
     _write_images(images / "mip", read_rows(index / "tasks.parquet", "tasks"), seed=900)
     run()
-    # CLIP, DINO and the detector see four new images each; the rest are crops of them.
-    assert encoded[:3] == [4, 4, 4] and sum(encoded) <= 12 + 8
+    # CLIP, DINO and the detector see four new images each; the rest are crops of them, one a detection.
+    rows = read_rows(tmp_path / "reports" / "per_task.parquet", "per_task")
+    crops = sum(len(row["detections"]) for row in rows if row["method"] == "mip")
+    assert encoded[:3] == [4, 4, 4] and sum(encoded) <= 12 + crops
 
 
 def test_a_cache_that_was_cut_short_is_an_error_with_advice(run: Run, tmp_path: Path):
@@ -163,6 +190,7 @@ def test_a_lone_reference_is_left_out_of_confusion_and_counted(run: Run, index: 
     rows = read_rows(tmp_path / "reports" / "per_task.parquet", "per_task")
     alone = [row for row in rows if len(row["similarity"]) == 1]
     assert len(alone) == 6 and all(row["confused"] is None and row["presence"] is not None for row in alone)
+    assert all(row["detect_and_compare"] is row["identity_margin"] is None for row in alone)
 
 
 def test_localisation_is_measured_where_there_are_maps(run: Run, images: Path):
