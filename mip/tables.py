@@ -163,6 +163,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("leaked", pa.bool_()),
             ("confused", pa.bool_()),
             ("count_error", pa.float64()),
+            ("detect_and_compare", pa.float64()),  # as swapped, null for a lone reference as well
+            ("identity_margin", pa.float64()),  # likewise
             ("localisation", pa.float64()),  # null also without a relevance map or masks
             ("map_iou", pa.float64()),  # likewise
             ("similarity", pa.list_(pa.list_(pa.float64()))),  # S; rows of objects that were not found are null

@@ -15,7 +15,7 @@ from PIL import Image
 from mip.cli import app
 from tests.closure import ROOT
 
-PAGES = ("README.md", "docs/generate.md", "docs/training.md")
+PAGES = ("README.md", "docs/generate.md", "docs/reports.md", "docs/training.md")
 
 
 def _commands(page: str) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""The command line: `mip generate`, `inspect`, `convert`, `doctor` and `push`, `mip data`, `mip benchmark`."""
+"""The command line: `mip generate`, `inspect`, `convert`, `doctor`, `push`, `data`, `benchmark` and `report`."""
 
 import sys
 import warnings
@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from mip.cli import benchmark, checkpoints, data, doctor, generate, push
+from mip.cli import benchmark, checkpoints, data, doctor, generate, push, report
 from mip.errors import MipError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command(name="doctor")(doctor.doctor)
 app.command(name="push")(push.push)
 app.add_typer(data.app, name="data")
 app.add_typer(benchmark.app, name="benchmark")
+app.add_typer(report.app, name="report")
 
 
 def main() -> None:

@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Protocol
 
 from pydantic import PositiveInt, ValidationError
 
-from mip.config import Ingest, Section
+from mip.config import BenchmarkKind, Ingest, Section
 from mip.data.images import is_safe_name
 from mip.data.indexing import Indexed, Shard, index_loose, index_tar, tar_shards
 from mip.errors import ConfigError, DataError
-from mip.evaluation.benchmarks import read_concept101
+from mip.evaluation.kinds import Kind, read_benchmark
 from mip.tables import Row, fingerprint, write_table
 
 __all__ = ["Folder", "Indexed", "Sa1b", "Shard", "Source", "create", "index_tar", "ingest", "tar_shards"]
@@ -112,16 +112,15 @@ def _prepared(source: Source, *, out: Path, work: Path) -> Path:
 
 
 def _tasks(config: Ingest, folder: Path) -> dict[str, tuple[list[Row], list[Row]]]:
-    benchmark = Path(config.benchmark) if config.benchmark else folder / "benchmark"
-    validation = Path(config.validation) if config.validation else folder / "validation"
-    if not benchmark.is_dir():
-        raise ConfigError(f"there is no benchmark folder {benchmark}; set ingest.benchmark to a Concept101 folder")
-    if config.validation and not validation.is_dir():
-        raise ConfigError(
-            f"there is no validation folder {validation}; set ingest.validation to a Concept101 folder, or to null"
-        )
+    benchmark, kind = _place("benchmark", config.benchmark, config.benchmark_kind, brought=folder / "benchmark")
+    validation, of_validation = _place(
+        "validation", config.validation, config.validation_kind, brought=folder / "validation"
+    )
+    if not benchmark.exists():
+        raise ConfigError(f"there is no benchmark folder {benchmark}; set ingest.benchmark to one, or to a file")
     tasks = {
-        "tasks": read_concept101(
+        "tasks": read_benchmark(
+            kind,
             benchmark,
             variant=config.variant,
             prompts_per_combination=config.prompts_per_combination,
@@ -130,15 +129,34 @@ def _tasks(config: Ingest, folder: Path) -> dict[str, tuple[list[Row], list[Row]
         ),
         "validation_tasks": ([], []),
     }
-    if validation.is_dir():
-        tasks["validation_tasks"] = read_concept101(
+    if validation.exists():
+        tasks["validation_tasks"] = read_benchmark(
+            of_validation,
             validation,
-            variant=config.variant,
+            # The variant is the benchmark's; validation tasks of another kind have none.
+            variant=config.variant if of_validation is Kind.CONCEPT101 else "official",
             prompts_per_combination=config.validation_prompts_per_combination,
             combinations=config.validation_combinations,
             seed=config.seed,
         )
     return tasks
+
+
+def _place(name: str, given: str | None, kind: BenchmarkKind, *, brought: Path) -> tuple[Path, Kind]:
+    """Where a benchmark lies and what it is; what a source brings is laid out as Concept101, and need not be there."""
+    found = Kind(kind)
+    if given is None:
+        if found is not Kind.CONCEPT101:
+            raise ConfigError(f"got ingest.{name}_kind {kind!r} and no ingest.{name}; set it to the place of that kind")
+        return brought, found
+    path, expected = Path(given), "file" if found is Kind.OWN else "folder"
+    if not path.exists():
+        raise ConfigError(
+            f"there is no {name} {expected} {path}; set ingest.{name} to a {expected} of the kind {kind}, or to null"
+        )
+    if path.is_dir() != (expected == "folder"):
+        raise ConfigError(f"got ingest.{name} {path}; expected a {expected} for ingest.{name}_kind {kind}")
+    return path, found
 
 
 class Sa1bOptions(Section):

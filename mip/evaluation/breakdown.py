@@ -1,8 +1,9 @@
-"""Further measures of confusion, and values by category; pure functions, in no report yet.
+"""Further measures of confusion, values by category, and which class wears which look; pure functions.
 
 X crops of an image   N references of a task   D embedding width   S[x, n] how much crop x looks like reference n
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -80,3 +81,22 @@ def by_category(values: Sequence[float | None], tasks: Sequence[Row], *, count: 
         known = sum(value is not None for value in own)
         result[category] = macro(means_C, draws(len(order), count=count, seed=seed), n=known)
     return result
+
+
+def worn_looks(similarity: Sequence[Sequence[float | None]], names: Sequence[str]) -> Counter[tuple[str, str | None]]:
+    """For each reference of a task its class, and the class whose look its object wears; None where it is missing.
+
+    An object that looks as much like its own reference as like another wears its own look.
+
+    Args:
+        similarity: S of `confusion.similarity`; rows of None mark objects that were not found.
+        names: class of each reference, all distinct.
+    """
+    worn: Counter[tuple[str, str | None]] = Counter()
+    for i, (name, row) in enumerate(zip(names, similarity, strict=True)):
+        known = [value for value in row if value is not None]
+        if len(known) < len(row):
+            worn[name, None] += 1
+        else:
+            worn[name, name if known[i] >= max(known) else names[int(np.argmax(known))]] += 1
+    return worn

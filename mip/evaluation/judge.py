@@ -17,6 +17,7 @@ from mip.data import openclip
 from mip.data.images import WHITE, decode_mask, encode_mask, pad_square
 from mip.errors import DataError
 from mip.evaluation.benchmarks import load_reference
+from mip.evaluation.breakdown import detect_and_compare, identity_margin, likeness
 from mip.evaluation.confusion import (
     Array,
     Matching,
@@ -70,6 +71,8 @@ class Finding:
     matching: Matching
     s_NN: Array
     g_NN: Array
+    detect_and_compare: float
+    identity_margin: float
 
     def verdict(self, threshold: float) -> Verdict:
         """The verdict with this threshold of leaking."""
@@ -117,21 +120,23 @@ class Judge:
             found = detections[one.task["task_id"]]
             matching = match([d.label for d in found], [d.score for d in found], one.names)
             matchings[one.task["task_id"]] = matching
-            crops |= {_crop_key(one, n): partial(_crop, one.path, found[n]) for n in matching.chosen if n is not None}
+            crops |= {_crop_key(one, n): partial(_crop, one.path, detection) for n, detection in enumerate(found)}
             for reference in one.task["references"]:
                 references |= reference_crops(reference)
         features = self._encoded(self._crop_cache, crops, lambda part: self._appearance.encode_images(part))
         known = self._encoded(self._look_cache, references, lambda part: self._appearance.encode_images(part))
         findings: dict[str, Finding] = {}
         for one in judged:
-            chosen = matchings[one.task["task_id"]].chosen
+            chosen, found = matchings[one.task["task_id"]].chosen, detections[one.task["task_id"]]
             looks = [np.stack([known[key] for key in reference_crops(r)]) for r in one.task["references"]]
-            found_features = [None if n is None else features[_crop_key(one, n)] for n in chosen]
+            found_features = [features[_crop_key(one, n)] for n in range(len(found))]
             findings[one.task["task_id"]] = Finding(
-                detections=tuple(detections[one.task["task_id"]]),
+                detections=tuple(found),
                 matching=matchings[one.task["task_id"]],
-                s_NN=similarity(found_features, looks),
+                s_NN=similarity([None if n is None else found_features[n] for n in chosen], looks),
                 g_NN=reference_similarity(looks),
+                detect_and_compare=detect_and_compare(found_features, looks),
+                identity_margin=identity_margin(likeness(found_features, looks), [n is not None for n in chosen]),
             )
         return [findings.get(one.task["task_id"]) for one in drawn]
 

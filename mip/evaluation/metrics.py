@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """All that is known of one image. What concerns confusion is None where two references have one class."""
+    """All that is known of one image. Finding and verdict are None where two references have one class."""
 
     task: Row
     clip_t: float
@@ -55,6 +55,11 @@ class Judged:
     def has_all(self) -> bool:
         """Whether every object of a task of distinct classes was found."""
         return self.verdict is not None and self.verdict.has_all
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the task has one reference: presence and count say something of it, confusion does not."""
+        return len(self.task["references"]) < 2
 
 
 def clip_t(images_XD: Array, texts_XD: Array) -> Floats:
@@ -123,6 +128,7 @@ def evaluate(
                 "leak_threshold": threshold,
                 "errors": judge.errors(index, threshold),
                 "same_class_tasks": sum(one.verdict is None for one in judged[methods[0]]),
+                "single_reference_tasks": sum(one.is_alone for one in judged[methods[0]]),
                 "confused_present_against": {method: compared_with(method, methods) for method in methods},
             },
         },
@@ -203,13 +209,13 @@ def metric_values(judged: Mapping[str, Sequence[Judged]], method: str) -> dict[s
     for one, opposite in zip(judged[method], other, strict=True):
         of_task: dict[str, float | None] = {metric: getattr(one, metric, None) for metric in METRICS}
         if (verdict := one.verdict) is not None:
+            of_task |= {"presence": verdict.presence, "count_error": verdict.count_error}
+        if verdict is not None and not one.is_alone:
             of_task |= {
-                "presence": verdict.presence,
                 "swap_rate": float(verdict.is_swapped) if one.has_all else None,
                 "leak": verdict.leak if one.has_all else None,
                 "confused": float(verdict.is_confused),
                 "confused_present": float(verdict.is_confused) if one.has_all and opposite.has_all else None,
-                "count_error": verdict.count_error,
             }
         for metric in METRICS:
             values[metric].append(of_task[metric])
@@ -251,12 +257,17 @@ def _task_row(method: str, one: Judged) -> Row:
     if one.verdict is None or one.finding is None:
         return row
     verdict, finding = one.verdict, one.finding
+    if not one.is_alone:
+        row |= {
+            "swapped": verdict.is_swapped,
+            "leak": verdict.leak,
+            "leaked": verdict.is_leaked,
+            "confused": verdict.is_confused,
+            "detect_and_compare": finding.detect_and_compare,
+            "identity_margin": finding.identity_margin,
+        }
     return row | {
         "presence": verdict.presence,
-        "swapped": verdict.is_swapped,
-        "leak": verdict.leak,
-        "leaked": verdict.is_leaked,
-        "confused": verdict.is_confused,
         "count_error": verdict.count_error,
         "similarity": [[None if np.isnan(v) else float(v) for v in line] for line in finding.s_NN],
         "reference_similarity": finding.g_NN.tolist(),
@@ -273,8 +284,11 @@ def _task_row(method: str, one: Judged) -> Row:
 
 
 def _located(finding: Finding | None, path: Path) -> tuple[float | None, float | None]:
-    """Localisation and overlap of an image's relevance map with the masks of what was found in it."""
-    if finding is None or not path.exists() or (masks_NYX := finding.masks_NYX()) is None:
+    """Localisation and overlap of an image's relevance map with the masks of what was found in it.
+
+    A lone reference is relevant everywhere, which says nothing.
+    """
+    if finding is None or len(finding.s_NN) < 2 or not path.exists() or (masks_NYX := finding.masks_NYX()) is None:
         return None, None
     with np.load(path, allow_pickle=False) as file:
         relevance_NHW: NDArray[np.float32] = file["relevance_NHW"]

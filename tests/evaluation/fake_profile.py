@@ -52,7 +52,7 @@ def _tasks(root: Path, paths: Paths, suffix: str) -> list[Row]:
                     "prompt_number": prompt,
                     "prompt": f"a {names[0]} and a {names[1]} {PLACES[background]}{suffix}",
                     "caption": None,
-                    "category": "toy+toy",
+                    "category": "toy+pet" if number % 3 == 2 else "toy+toy",
                     "seed": 420 + number,
                     "references": references,
                 }
@@ -202,6 +202,9 @@ def _verdict(method: str, task: Row, *, leaked: bool, missing: bool) -> Row:
         "leaked": leaked,
         "confused": leaked or missing,
         "count_error": 0.0,
+        "detect_and_compare": 0.0 if missing else 0.4 if leaked else 0.9,
+        "identity_margin": 0.1 if missing else 0.2 if leaked else 0.6 + 0.01 * task["combination"],
+        "similarity": [[0.5, 0.8] if leaked else [0.9, 0.2], [None, None] if missing else [0.3, 0.7]],
     }
 
 

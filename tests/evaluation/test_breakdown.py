@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mip.evaluation.breakdown import by_category, category_of, detect_and_compare, identity_margin, likeness
+from mip.evaluation.breakdown import by_category, category_of, detect_and_compare, identity_margin, likeness, worn_looks
 
 CAT, DOG = np.array([1.0, 0.0]), np.array([0.0, 1.0])
 MIXED = np.array([1.0, 1.0]) / np.sqrt(2)
@@ -65,3 +65,9 @@ def test_a_category_is_a_macro_mean_over_its_own_combinations():
     assert (found["pet+pet"].low, found["pet+pet"].high) == (0.0, 0.5)
     assert (found["pet+scene"].value, found["pet+scene"].low, found["pet+scene"].high) == (0.8, 0.8, 0.8)
     assert found["toy"].value is None and found["toy"].n == 0
+
+
+def test_an_object_wears_the_look_that_it_is_most_like_and_its_own_among_equals():
+    assert worn_looks([[0.9, 0.2], [0.8, 0.1]], ["cat", "dog"]) == {("cat", "cat"): 1, ("dog", "cat"): 1}
+    assert worn_looks([[0.5, 0.5], [0.5, 0.5]], ["cat", "dog"]) == {("cat", "cat"): 1, ("dog", "dog"): 1}
+    assert worn_looks([[None, None], [0.1, 0.4]], ["cat", "dog"]) == {("cat", None): 1, ("dog", "dog"): 1}

@@ -98,6 +98,29 @@ def test_every_image_and_combination_has_its_rows(run: Run, tmp_path: Path):
     assert len(per_combination) == 2 * 2 * len(METRICS)
 
 
+def test_the_measures_over_all_detections_are_in_the_table(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def of_one(self, images, labels):
+        """Each name once, and the first once more: one object too many, of which labels know nothing."""
+        boxes = [(0, 0, 12, 24), (12, 0, 24, 24), (0, 0, 24, 12)]
+        return [
+            [Detection(name, 0.9 - n / 10, boxes[n], None) for n, name in enumerate([*names, names[0]][: 2 + (i == 0)])]
+            for i, names in enumerate(labels)
+        ]
+
+    monkeypatch.setattr(Segmentation, "detect", of_one)
+    run()
+    rows = read_rows(tmp_path / "reports" / "per_task.parquet", "per_task")
+    assert {len(row["detections"]) for row in rows} == {2, 3}
+    for row in rows:
+        assert 0 <= row["identity_margin"] <= 1
+        if len(row["detections"]) == 3:
+            assert row["detect_and_compare"] == 0
+        else:
+            s_NN, g_NN = np.array(row["similarity"]), np.array(row["reference_similarity"])
+            norms = [np.linalg.norm(s_NN[order] - g_NN, ord=2) for order in ([0, 1], [1, 0])]
+            assert row["detect_and_compare"] in (pytest.approx(1 - norms[0]), pytest.approx(1 - norms[1]))
+
+
 def test_the_same_images_give_the_same_bytes(run: Run, tmp_path: Path):
     run(name="one")
     run(name="two")
@@ -112,13 +135,17 @@ def test_judging_again_encodes_nothing(run: Run, encoded: list[int]):
     assert encoded == []
 
 
-def test_images_of_one_method_alone_are_encoded_anew(run: Run, encoded: list[int], images: Path, index: Path):
+def test_images_of_one_method_alone_are_encoded_anew(
+    run: Run, encoded: list[int], images: Path, index: Path, tmp_path: Path
+):
     run()
     encoded.clear()
     _write_images(images / "mip", read_rows(index / "tasks.parquet", "tasks"), seed=900)
     run()
-    # CLIP, DINO and the detector see four new images each; the rest are crops of them.
-    assert encoded[:3] == [4, 4, 4] and sum(encoded) <= 12 + 8
+    # CLIP, DINO and the detector see four new images each; the rest are crops of them, one a detection.
+    rows = read_rows(tmp_path / "reports" / "per_task.parquet", "per_task")
+    crops = sum(len(row["detections"]) for row in rows if row["method"] == "mip")
+    assert encoded[:3] == [4, 4, 4] and sum(encoded) <= 12 + crops
 
 
 def test_a_cache_that_was_cut_short_is_an_error_with_advice(run: Run, tmp_path: Path):
@@ -147,6 +174,23 @@ def test_pairs_of_one_class_are_left_out_of_confusion_and_counted(run: Run, inde
     content = run(index=_index_with(tmp_path / "changed", tasks))
     assert content["provenance"]["judge"]["same_class_tasks"] == 1
     assert content["methods"]["mip"]["confused"]["n"] == 3 and content["methods"]["mip"]["clip_i"]["n"] == 4
+
+
+def test_a_lone_reference_is_left_out_of_confusion_and_counted(run: Run, index: Path, images: Path, tmp_path: Path):
+    tasks = read_rows(index / "tasks.parquet", "tasks")
+    for task in tasks[:3]:
+        task["references"] = task["references"][:1]
+    (images / "mip" / "maps").mkdir()
+    np.savez(images / "mip" / "maps" / "000-00.npz", relevance_NHW=np.ones((1, 4, 4), np.float32))
+    content = run(index=_index_with(tmp_path / "changed", tasks))
+    assert content["provenance"]["judge"]["single_reference_tasks"] == 3
+    found = {metric: entry["n"] for metric, entry in content["methods"]["mip"].items()}
+    assert found["confused"] == 1 and found["swap_rate"] <= 1 and found["localisation"] == 0
+    assert found["presence"] == found["count_error"] == found["clip_i"] == 4
+    rows = read_rows(tmp_path / "reports" / "per_task.parquet", "per_task")
+    alone = [row for row in rows if len(row["similarity"]) == 1]
+    assert len(alone) == 6 and all(row["confused"] is None and row["presence"] is not None for row in alone)
+    assert all(row["detect_and_compare"] is row["identity_margin"] is None for row in alone)
 
 
 def test_localisation_is_measured_where_there_are_maps(run: Run, images: Path):
@@ -213,7 +257,9 @@ def test_an_image_counts_in_confused_present_only_if_both_methods_show_every_obj
         verdict = SimpleNamespace(
             presence=1.0, is_swapped=False, leak=0.1, is_confused=is_confused, count_error=0.0, has_all=has_all
         )
-        return SimpleNamespace(verdict=verdict, has_all=has_all, clip_t=0, clip_i=0, dino=0, localisation=None)
+        return SimpleNamespace(
+            verdict=verdict, has_all=has_all, is_alone=False, clip_t=0, clip_i=0, dino=0, localisation=None
+        )
 
     judged = {"ip_adapter_concat": [one(True, True), one(False, True)], "mip": [one(True, False), one(True, True)]}
     values = metric_values(judged, "mip")  # pyright: ignore[reportArgumentType]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from PIL import Image
 from mip.config import Paths, Profile, load_profile
 from mip.errors import DataError, SchemaError
 from mip.evaluation import report
-from mip.evaluation.report import figures, findings, pictures
+from mip.evaluation.report import breakdowns, figures, findings, pictures
 from mip.evaluation.report import page as pages
+from mip.tables import Row, read_rows, write_table
 from tests.evaluation.fake_profile import rewrite_json, write_profile
 
 HOSTILE = " <script>alert('x')</script> | `b` [l](http://x.test)"
@@ -151,6 +153,80 @@ def test_every_reason_of_every_stage_is_counted(written: Paths):
         "manifest | sample | below rank | 20",
     ):
         assert f"| {row} |" in text
+
+
+def _rows(paths: Paths) -> list[tuple[Row, Row]]:
+    """Every task with its verdict on the trained merge."""
+    tasks = read_rows(paths.index / "tasks.parquet", "tasks")
+    verdicts = {(r["method"], r["task_id"]): r for r in read_rows(paths.reports / "per_task.parquet", "per_task")}
+    return [(task, verdicts["mip", task["task_id"]]) for task in tasks]
+
+
+def test_the_table_of_categories_has_the_numbers_of_the_judged_tasks(written: Paths):
+    text = (written.reports / "report.md").read_text()
+    for category, names in {
+        "pet+toy": ["toy+pet"],
+        "toy+toy": ["toy+toy"],
+        "every category": ["toy+pet", "toy+toy"],
+    }.items():
+        rows = [(task["combination"], row) for task, row in _rows(written) if task["category"] in names]
+        combinations = sorted({combination for combination, _ in rows})
+        expected = [
+            fmean(fmean(float(row[key]) for c, row in rows if c == combination) for combination in combinations)
+            for key in ("confused", "presence", "detect_and_compare", "identity_margin")
+        ]
+        line = next(
+            x for x in text.splitlines() if x.startswith(f"| {category} | Weighted merge, trained | {len(rows)} |")
+        )
+        cells = line.split(" | ")[3:]
+        assert [cell.partition(" (")[0] for cell in cells] == [f"{value:.3f}" for value in expected]
+
+
+def test_the_page_has_the_categories_and_says_what_the_measures_are(written: Paths):
+    html = (written.reports / "report.html").read_text()
+    section = html[html.index('<section id="breakdown">') :].partition("</section>")[0]
+    assert '<th scope="row">pet+toy</th>' in section and '<th scope="row">every category</th>' in section
+    assert "D&amp;C (detect and compare, of MuDI) is 1 less" in section and "ID margin (ID-Conf of UMO) is" in section
+    assert section.count("Whose look objects wear") == 2
+
+
+def test_the_matrix_of_classes_counts_the_looks_that_objects_wear(written: Paths):
+    text = (written.reports / "report.md").read_text()
+    block = text.partition("### Whose look objects wear: Weighted merge, trained (MIP)")[2].partition("\n#")[0]
+    lines = [line.strip("| ").split(" | ") for line in block.splitlines() if line.startswith("| ")]
+    names = lines[0][1:]
+    assert names == [*sorted({r["name"] for task, _ in _rows(written) for r in task["references"]}), "missing"]
+    wanted = {(asked, look): 0 for asked in names[:-1] for look in names}
+    for task, row in _rows(written):
+        first, second = (reference["name"] for reference in task["references"])
+        wanted[first, second if row["leaked"] else first] += 1
+        wanted[second, "missing" if row["presence"] < 1 else second] += 1
+    shown = {(line[0], name): int(count) for line in lines[2:] for name, count in zip(names, line[1:], strict=True)}
+    assert shown == wanted and len({look for (asked, look), n in wanted.items() if n and asked != look}) > 1
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_with_many_classes_the_matrix_shows_those_that_go_wrong_most(
+    copied: Paths, one_picture: Profile, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(breakdowns, "CLASSES", 2)
+    report.write(one_picture.report, paths=copied, profile=one_picture)
+    text = (copied.reports / "report.md").read_text()
+    assert "The 2 of 8 classes that are missing or exchanged most." in text and " others | missing |" in text
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_a_benchmark_of_single_references_has_nothing_to_break_down(copied: Paths, one_picture: Profile):
+    path = copied.reports / "per_task.parquet"
+    blank = dict.fromkeys(("confused", "swapped", "leak", "leaked", "detect_and_compare", "identity_margin"))
+    write_table(path, "per_task", [row | blank for row in read_rows(path, "per_task")], {})
+    judge = {"leak_threshold": 0.1, "same_class_tasks": 0, "single_reference_tasks": 12}
+    made = json.loads(copied.metrics.read_text())["provenance"]
+    rewrite_json(copied.metrics, provenance={**made, "judge": judge})
+    report.write(one_picture.report, paths=copied, profile=one_picture)
+    text = (copied.reports / "report.md").read_text()
+    assert "There is nothing to break down" in text
+    assert "Of the 12 tasks, 12 have one reference: confusion does not cover them." in text
 
 
 def test_the_papers_table_is_marked_as_another_world(written: Paths):

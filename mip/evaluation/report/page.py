@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from mip.config import Paths, Profile, Report
-from mip.evaluation.report import cases, findings, making, results
+from mip.evaluation.report import breakdowns, cases, findings, making, results
 from mip.evaluation.report.inputs import Block, Inputs
 from mip.tables import write_text
 
@@ -22,6 +22,7 @@ _CONTENTS = (
     ("scales", "Scale"),
     ("charts", "Intervals"),
     ("confusion", "Confusion"),
+    ("breakdown", "By category"),
     ("relevance", "Relevance"),
     ("training", "Training"),
     ("scores", "Scores"),
@@ -66,6 +67,7 @@ def _page(config: Report, *, inputs: Inputs, content: dict[str, Any], profile: P
         "charts": results.charts(inputs, content),
         "cases": cases.confusion(inputs, worst=config.worst),
         "combinations": cases.combinations(inputs),
+        "breakdown": breakdowns.breakdown(inputs, profile.evaluate),
         "relevance": cases.relevance(inputs),
         "training": making.training(inputs),
         "scores": making.scores(inputs, profile.manifest),

@@ -72,13 +72,22 @@ def metrics(inputs: Inputs, content: Mapping[str, Any]) -> Block:
         for row in findings.table(content, inputs.methods)
     ]
     sources = [inputs.source("Metrics", "evaluate", inputs.paths.metrics)]
-    alike = (content["provenance"].get("judge") or {}).get("same_class_tasks", 0)
-    note = (
-        f"Of the {content['tasks']} tasks, {alike} have two references of one class: confusion does not cover them."
-        if alike
-        else ""
-    )
-    return {"methods": list(map(findings.long_name, inputs.methods)), "rows": rows, "sources": sources, "note": note}
+    return {
+        "methods": list(map(findings.long_name, inputs.methods)),
+        "rows": rows,
+        "sources": sources,
+        "note": _uncovered(content),
+    }
+
+
+def _uncovered(content: Mapping[str, Any]) -> str:
+    """Which tasks confusion leaves out, and why."""
+    judge = content["provenance"].get("judge") or {}
+    reasons = {"same_class_tasks": "have two references of one class", "single_reference_tasks": "have one reference"}
+    left_out = [f"{judge[key]} {reason}" for key, reason in reasons.items() if judge.get(key)]
+    if not left_out:
+        return ""
+    return f"Of the {content['tasks']} tasks, {' and '.join(left_out)}: confusion does not cover them."
 
 
 def charts(inputs: Inputs, content: Mapping[str, Any]) -> list[Chart]:
