@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from mip.errors import DataError
 from mip.tables import check_kind, read_rows
+from mip.training.checksums import read_checksums, verify
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +57,10 @@ class Absence:
 class FeatureSet:
     """One split of the features that `mip.training.features` wrote; the tensors stay on disk until they are used.
 
+    Its files are read whole once, against their checksums, when it is opened.
+
     Raises:
-        DataError: no features there, or none of this split.
+        DataError: no features there, or a file that is missing or damaged.
     """
 
     def __init__(self, folder: Path, *, split: str) -> None:
@@ -66,9 +68,13 @@ class FeatureSet:
         self.made_from = check_kind(folder / "index.parquet", "features")
         self.rows = [row for row in read_rows(folder / "index.parquet", "features") if row["split"] == split]
         self.weights = np.asarray([row["weight"] for row in self.rows], np.float64)
-        self._texts = [_open(path) for path in sorted(folder.glob("texts-*.safetensors"))]
+        checksums = read_checksums(folder)
+        texts = sorted(name for name in checksums if name.startswith("texts-"))
+        shards = sorted({row["shard"] for row in self.rows})
+        verify(folder, ["absent.safetensors", *texts, *shards], checksums)
+        self._texts = [_open(folder / name) for name in texts]
         self._text_starts = np.cumsum([0, *(len(texts["pooled"]) for texts in self._texts)])
-        self._shards = {name: _open(folder / name) for name in sorted({row["shard"] for row in self.rows})}
+        self._shards = {name: _open(folder / name) for name in shards}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -137,7 +143,5 @@ class Sampler:
 
 def _open(path: Path) -> dict[str, Tensor]:
     """Tensors that are mapped, not read."""
-    if not path.is_file():
-        raise DataError(f"there is no {path}, which the features' index names; run the features stage again")
     with safe_open(path, framework="pt", device="cpu") as file:
         return {name: file.get_tensor(name) for name in file.keys()}

@@ -4,7 +4,8 @@ Each sample and each text is encoded on its own and kept (see `encodings`), so t
 what is new, a killed run goes on where it was, and the output's bytes depend on neither.
 
 Output: `<split>-<number>.safetensors` (mean, std, masks, views), `texts-<number>.safetensors` (embedding, pooled,
-words), `absent.safetensors` (features of no image), index.parquet (kind features), rejected.parquet.
+words), `absent.safetensors` (features of no image), index.parquet (kind features), rejected.parquet, and checksums.json
+of the tensors' files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from mip.config import Features, Models
 from mip.tables import Row, check_conservation, file_hash, fingerprint, read_table, rejected, write_table
+from mip.training.checksums import write_checksums
 from mip.training.encodings import ABSENT, EncodingCache, Tensors, Unreadable, save_tensors
 
 SPLITS = ("train", "val")
@@ -48,7 +50,7 @@ def encode(config: Features, *, models: Models, manifest: Path, out: Path, work:
         "networks": encodings.key,
         "parameters": fingerprint(features=config, models=models),
     }
-    for old in (*out.glob("*.safetensors"), *out.glob("*.parquet")):
+    for old in (*out.glob("*.parquet"), *out.glob("*.json"), *out.glob("*.safetensors")):
         old.unlink()
     texts = _write_texts(tables, encodings, config=config, out=out)
     index, dropped = [], []
@@ -70,6 +72,7 @@ def encode(config: Features, *, models: Models, manifest: Path, out: Path, work:
     check_conservation("object", objects * config.augmentations, sum(len(row["names"]) for row in index), dropped)
     save_tensors(out / "absent.safetensors", encodings.absent())
     write_table(out / "rejected.parquet", "rejected", dropped, made_from)
+    write_checksums(out, sorted(path.name for path in out.glob("*.safetensors")))
     # The index comes last: a folder that has one is complete.
     write_table(out / "index.parquet", "features", index, made_from)
     return out
