@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -150,7 +151,21 @@ class Manifest(Section):
     seed: NonNegativeInt
 
 
+Kind = Literal["latents", "images", "texts"]
+KINDS: tuple[Kind, ...] = ("latents", "images", "texts")
+
+
+def _distinct(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
+    if len(set(kinds)) < len(kinds):
+        raise ValueError(f"got {list(kinds)}; give each kind once")
+    return kinds
+
+
+Kinds = Annotated[tuple[Kind, ...], AfterValidator(_distinct)]
+
+
 class Features(Section):
+    cache: Kinds  # what is encoded beforehand; training encodes the rest itself, at every step
     augmentations: PositiveInt  # crops and flips of each sample
     flip: Share  # probability that a reference is mirrored
     min_visible: Share  # of an object's pixels inside the crop; an object with less is absent from it

@@ -148,6 +148,20 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             ("time_ids", pa.list_(pa.int32(), 6)),  # original height, width; crop top, left; target height, width
         ]
     ),
+    # Where latents or images are not cached: their source, one row per row of `features`, in the same order.
+    "live": pa.schema(
+        [
+            ("image_path", pa.string()),
+            ("image_offset", pa.int64()),
+            ("image_size", pa.int64()),  # bytes
+            ("image_sha256", pa.string()),
+            (
+                "objects",
+                pa.list_(pa.struct([("rle", pa.string()), ("box", _BOX), ("mirrored", pa.bool_())])),
+            ),
+        ]
+    ),
+    "texts": pa.schema([("text", pa.string())]),  # where texts are not cached: in the order of their numbers
     "per_task": pa.schema(  # what the judge says of one image
         [
             ("method", pa.string()),

@@ -23,13 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from mip.config import Features, Models
+from mip.config import KINDS, Features, Kind, Models
 from mip.data import images
 from mip.data.images import ImageError, decode, decode_mask, read_bytes
 from mip.model import encoding, projection
 from mip.tables import Row, atomic, fingerprint
 from mip.training import crops, networks
-from mip.training.networks import Encoders
+from mip.training.networks import Encoders, Text
 
 log = logging.getLogger(__name__)
 ABSENT = -1  # in a table of views: the crop shows too little of the object
@@ -71,8 +71,16 @@ class Prepared:
         }
 
 
+def draw(row: Row, augmentation: int, *, config: Features) -> tuple[crops.Crop, NDArray[np.bool_]]:
+    """Where one augmentation of a sample looks, and which of its objects it mirrors."""
+    rng, objects = crops.generator(config.seed, row["sample_id"], augmentation), row["objects"]
+    boxes = [thing["box"] for thing in objects]
+    cut = crops.draw_crop(rng, width=row["width"], height=row["height"], boxes=boxes)
+    return cut, rng.random(len(objects)) < config.flip
+
+
 def prepare(row: Row, image: Image.Image, *, config: Features, resolution: int) -> Prepared:
-    """Crop and cut out; every draw depends only on (seed, sample, augmentation)."""
+    """Crop and cut out an image of the row's size; every draw depends only on (seed, sample, augmentation)."""
     objects, size = row["objects"], (resolution, resolution)
     masks = [decode_mask(thing["rle"], width=image.width, height=image.height) for thing in objects]
     views: dict[tuple[int, bool], int] = {}
@@ -80,9 +88,7 @@ def prepare(row: Row, image: Image.Image, *, config: Features, resolution: int) 
     visible_AN = np.zeros(view_AN.shape, np.float32)
     cuts = []
     for augmentation in range(config.augmentations):
-        rng = crops.generator(config.seed, row["sample_id"], augmentation)
-        cut = crops.draw_crop(rng, width=image.width, height=image.height, boxes=[thing["box"] for thing in objects])
-        mirrored = rng.random(len(objects)) < config.flip
+        cut, mirrored = draw(row, augmentation, config=config)
         cuts.append(cut)
         for place, mask in enumerate(masks):
             visible = visible_AN[augmentation, place] = crops.visible_share(mask, cut)
@@ -102,6 +108,28 @@ def prepare(row: Row, image: Image.Image, *, config: Features, resolution: int) 
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Partial(Encoders):
+    """Encoders that leave kinds out: in their place stand tensors of no width, and no network runs."""
+
+    cache: Sequence[Kind]
+
+    def latents(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        if "latents" in self.cache:
+            return super().latents(images)
+        blocks = self.vae.config["block_out_channels"]
+        side = images[0].width // 2 ** (len(blocks) - 1)  # the masks need it
+        return torch.empty(len(images), 0, side, side), torch.empty(len(images), 0, side, side)
+
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
+        return super().features(images) if "images" in self.cache else torch.empty(len(images), 0)
+
+    def text(self, text: str) -> Text:
+        if "texts" in self.cache:
+            return super().text(text)
+        return Text(torch.empty(0, 0), torch.empty(0), self.words(text))
+
+
 class EncodingCache:
     """Gives encodings by key, and makes the missing ones; the networks are loaded when the first of these comes."""
 
@@ -111,6 +139,11 @@ class EncodingCache:
         influences = config.model_dump(include={"augmentations", "flip", "min_visible", "seed"})
         self._image_key = {"networks": identity.images, "code": code, "parameters": influences}
         self._text_key = {"networks": identity.texts, "code": code}
+        # The whole, as it is made by default, has no mark.
+        if left_out := [kind for kind in ("latents", "images") if kind not in config.cache]:
+            self._image_key["left_out"] = left_out
+        if "texts" not in config.cache:
+            self._text_key["left_out"] = ["texts"]
 
     @property
     def key(self) -> str:
@@ -120,7 +153,8 @@ class EncodingCache:
     @cached_property
     def _encoders(self) -> Encoders:
         log.info("loading the frozen networks")
-        return Encoders.load(self.models)
+        whole = Encoders.load(self.models)
+        return whole if set(self.config.cache) == set(KINDS) else _Partial(**vars(whole), cache=self.config.cache)
 
     def samples(self, rows: Sequence[Row]) -> Iterator[Tensors | Unreadable]:
         """What `Prepared.encode` makes of each row, in order. Raises DataError for files that have moved."""
@@ -196,8 +230,5 @@ def _resized(mask_HW: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.ui
 def _code_hash() -> str:
     """Of the modules that decide what an encoding is: new code makes new encodings."""
     modules = (crops, encoding, images, networks, projection)
-    sources = [inspect.getsource(module) for module in modules] + [
-        inspect.getsource(prepare),
-        inspect.getsource(Prepared),
-    ]
+    sources = [inspect.getsource(part) for part in (*modules, draw, prepare, Prepared, _Partial)]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()

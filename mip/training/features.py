@@ -4,9 +4,12 @@ Each sample and each text is encoded on its own and kept (see `encodings`), so t
 what is new, a killed run goes on where it was, and the output's bytes depend on neither.
 
 Output: `<split>-<number>.safetensors` (mean, std, masks, views), `texts-<number>.safetensors` (embedding, pooled,
-words), `absent.safetensors` (features of no image), index.parquet (kind features), rejected.parquet.
+words), `absent.safetensors` (features of no image), index.parquet (kind features), rejected.parquet, and checksums.json
+of what training reads beside the index. A kind of tensor that is not to be cached has no width; what training needs to
+encode it itself is in live.parquet (latents and images) and texts.parquet.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,9 +19,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from mip.config import Features, Models
+from mip.config import KINDS, Features, Models
+from mip.data.images import read_bytes
 from mip.tables import Row, check_conservation, file_hash, fingerprint, read_table, rejected, write_table
-from mip.training.encodings import ABSENT, EncodingCache, Tensors, Unreadable, save_tensors
+from mip.training.checksums import write_checksums
+from mip.training.encodings import ABSENT, EncodingCache, Tensors, Unreadable, draw, save_tensors
+from mip.training.networks import weights_hash
 
 SPLITS = ("train", "val")
 
@@ -48,10 +54,15 @@ def encode(config: Features, *, models: Models, manifest: Path, out: Path, work:
         "networks": encodings.key,
         "parameters": fingerprint(features=config, models=models),
     }
-    for old in (*out.glob("*.safetensors"), *out.glob("*.parquet")):
+    for old in (*out.glob("*.parquet"), *out.glob("*.json"), *out.glob("*.safetensors")):
         old.unlink()
+    left_out = set(KINDS) - set(config.cache)
+    if left_out:
+        made_from |= {"cache": " ".join(sorted(config.cache)), "weights": weights_hash(models)}
     texts = _write_texts(tables, encodings, config=config, out=out)
-    index, dropped = [], []
+    if "texts" in left_out:
+        write_table(out / "texts.parquet", "texts", [{"text": text} for text in texts], made_from)
+    index, live, dropped = [], [], []
     objects = 0
     for split, table in tables.items():
         for start in range(0, table.num_rows, config.shard):
@@ -64,12 +75,18 @@ def encode(config: Features, *, models: Models, manifest: Path, out: Path, work:
                 shard.close(sample)
             shard.write(out)
             index += shard.index
+            if left_out & {"latents", "images"}:
+                live += _sources(shard, rows, config=config)
             dropped += shard.dropped
     came = sum(table.num_rows for table in tables.values()) * config.augmentations
     check_conservation("augmentation", came, len(index), dropped)
     check_conservation("object", objects * config.augmentations, sum(len(row["names"]) for row in index), dropped)
     save_tensors(out / "absent.safetensors", encodings.absent())
     write_table(out / "rejected.parquet", "rejected", dropped, made_from)
+    if left_out & {"latents", "images"}:
+        write_table(out / "live.parquet", "live", live, made_from)
+    checked = ("*.safetensors", "live.parquet", "texts.parquet")
+    write_checksums(out, sorted(path.name for pattern in checked for path in out.glob(pattern)))
     # The index comes last: a folder that has one is complete.
     write_table(out / "index.parquet", "features", index, made_from)
     return out
@@ -110,6 +127,7 @@ class _Shard:
         self.split, self.name, self.texts = split, f"{split}-{number:05d}.safetensors", texts
         self.index: list[Row] = []
         self.dropped: list[Row] = []
+        self.kept: list[Sequence[int]] = []  # places of the objects of each row of the index
         self._parts: dict[str, list[Tensor]] = {"mean": [], "std": [], "masks": [], "views": []}
 
     def add(self, row: Row, sample: Tensors | Unreadable, augmentation: int) -> None:
@@ -151,6 +169,7 @@ class _Shard:
         return None
 
     def _take(self, row: Row, sample: Tensors, augmentation: int, kept: Sequence[int]) -> None:
+        self.kept.append(kept)
         first_view, first_mask = len(self._parts["views"]), len(self._parts["masks"])
         self.index.append(
             {
@@ -170,3 +189,23 @@ class _Shard:
         self._parts["masks"] += [sample["masks"][augmentation, place] for place in kept]
         self._parts["mean"].append(sample["mean"][augmentation])
         self._parts["std"].append(sample["std"][augmentation])
+
+
+def _sources(shard: _Shard, rows: Sequence[Row], *, config: Features) -> list[Row]:
+    """What training needs to cut and encode a shard's augmentations itself."""
+    samples = {row["sample_id"]: row for row in rows}
+    hashes = {identity: _image_hash(samples[identity]) for identity in {row["sample_id"] for row in shard.index}}
+    sources = []
+    for entry, kept in zip(shard.index, shard.kept, strict=True):
+        row = samples[entry["sample_id"]]
+        _, mirrored_N = draw(row, entry["augmentation"], config=config)
+        things = [(row["objects"][place], bool(mirrored_N[place])) for place in kept]
+        objects = [{"rle": thing["rle"], "box": thing["box"], "mirrored": mirrored} for thing, mirrored in things]
+        image = {name: row[name] for name in ("image_path", "image_offset", "image_size")}
+        sources.append({**image, "image_sha256": hashes[entry["sample_id"]], "objects": objects})
+    return sources
+
+
+def _image_hash(row: Row) -> str:
+    data = read_bytes(Path(row["image_path"]), offset=row["image_offset"], size=row["image_size"])
+    return hashlib.sha256(data).hexdigest()

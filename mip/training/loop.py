@@ -23,7 +23,8 @@ from mip.errors import ConfigError, DataError, TrainingError
 from mip.model.checkpoint import find_adapter
 from mip.tables import file_hash, fingerprint
 from mip.training.checkpoints import load_state, save_state
-from mip.training.dataset import Batch, FeatureSet, Sampler
+from mip.training.dataset import Batch, FeatureSet, Loaded, Sampler
+from mip.training.live import Live
 from mip.training.networks import base_weights, device_named
 from mip.training.objective import Draws, Dropout, NoiseSchedule, losses, with_dropout
 from mip.training.optimization import Average, in_place, learning_rate, make_optimizer
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 # Parameters that may change between the parts of a run: they have no influence on the weights.
 _HARMLESS = {"checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "on_bad_loss", "patience", "trackers"}
 
-Micro = list[tuple[Batch, Draws]]  # the micro-batches of one step, of this process
+Micro = list[tuple[Loaded, Draws]]  # the micro-batches of one step, of this process
 
 
 def train(config: Train, *, models: Models, features: Path, out: Path, work: Path) -> Path:
@@ -88,7 +89,8 @@ class _Run:
         )
         self.local_batch = _share(config, self.accelerator.num_processes)
         self.dropout = Dropout(image=config.drop_image, text=config.drop_text, both=config.drop_both)
-        self.data, self.held_out = (FeatureSet(features, split=split) for split in ("train", "val"))
+        live = Live.of(features, models=models)
+        self.data, self.held_out = (FeatureSet(features, split=split, live=live) for split in ("train", "val"))
         if len(self.data) == 0:
             raise DataError(f"got no training sample in {features}; loosen the manifest's thresholds")
         self.sampler = Sampler(self.data.weights, batch=config.batch, seed=config.seed)
@@ -124,18 +126,18 @@ class _Run:
         places = self.sampler.places(step)[first : first + self.local_batch]
         return list(self._micro(places, [(step, first + i) for i in range(self.local_batch)]))
 
-    def _micro(self, places: list[int], keys: list[tuple[int, int]]) -> Iterator[tuple[Batch, Draws]]:
+    def _micro(self, places: list[int], keys: list[tuple[int, int]]) -> Iterator[tuple[Loaded, Draws]]:
         for start in range(0, len(places), self.config.micro_batch):
-            batch = self.data.batch(places[start : start + self.config.micro_batch])
+            loaded = self.data.read(places[start : start + self.config.micro_batch])
             chosen = keys[start : start + self.config.micro_batch]
-            shape = batch.mean_BCHW.shape[1:]
             options: dict[str, Any] = {"seed": self.config.seed, "offset": self.config.noise_offset}
-            yield batch, self.schedule.draw(shape, keys=chosen, dropout=self.dropout, **options)
+            yield loaded, self.schedule.draw(loaded.latent_shape, keys=chosen, dropout=self.dropout, **options)
 
     def step(self, micro: Micro) -> None:
         """One optimizer step; without a finite loss or gradient the weights stay as they are."""
         parts = []
-        for number, (batch, draws) in enumerate(micro, start=1):
+        for number, (loaded, draws) in enumerate(micro, start=1):
+            batch = loaded.encode()  # here: what networks give depends on the way attention is computed below
             # Gradients are exchanged once a step, with those of the last micro-batch.
             exchange = nullcontext() if number == len(micro) else self.accelerator.no_sync(self.unet)
             with exchange, self._attention():
@@ -159,7 +161,7 @@ class _Run:
         if self.average is not None and is_sound and bool(norm.isfinite()):
             self.average.update()
         self.progress.record(loss, rate=rate, batch=self.config.batch)
-        self._guard(is_sound, [name for batch, _ in micro for name in batch.sample_ids], loss_B)
+        self._guard(is_sound, [name for loaded, _ in micro for name in loaded.sample_ids], loss_B)
 
     def after_step(self) -> None:
         """Validate and save the state where it is due."""
@@ -182,13 +184,14 @@ class _Run:
             return None
         total = torch.zeros((), device=self.accelerator.device)
         mine = list(range(self.accelerator.process_index, count, self.accelerator.num_processes))
-        with torch.no_grad(), self._attention(), in_place(self.average):
+        with torch.no_grad(), in_place(self.average):
             for start in range(0, len(mine), self.config.micro_batch):
                 places = mine[start : start + self.config.micro_batch]
                 batch = self.held_out.batch(places)
                 shape = batch.mean_BCHW.shape[1:]
                 draws = self.schedule.spread(shape, places=places, count=count, seed=self.config.seed)
-                total += self._losses(batch, draws).sum()
+                with self._attention():
+                    total += self._losses(batch, draws).sum()
         return float(self.accelerator.reduce(total, reduction="sum")) / count  # pyright: ignore[reportArgumentType]
 
     def finish(self, out: Path) -> None:

@@ -99,6 +99,14 @@ def identify(models: Models) -> Identity:
     return Identity(*(hashlib.sha256("\0".join(parts).encode()).hexdigest() for parts in (images, texts)))
 
 
+def weights_hash(models: Models) -> str:
+    """Of the weights and settings behind an encoding, whatever the machine and the packages that made it."""
+    base, vision = base_weights(models), image_encoder_weights(models)
+    weights = [base.identity(part) for part in ("vae", *_TEXT_PARTS)]
+    setting = [models.variant, models.dtype, str(models.resolution), vision.identity(models.image_encoder_subfolder)]
+    return hashlib.sha256("\0".join([*setting, *weights]).encode()).hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
 class Text:
     """One text, as a prompt and as a name."""
@@ -206,8 +214,11 @@ class Encoders:
             [text], padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
         ).input_ids
         pooled_XD = encoder(ids_XT.to(self.device)).text_embeds
+        return Text(embedding_XTE[0].cpu(), pooled_XD[0].cpu(), self.words(text))
+
+    def words(self, text: str) -> Tensor:
+        """The last part of `text`, without a network."""
         try:
-            words_T = name_tokens([text], self.tokenizers)[0]
+            return name_tokens([text], self.tokenizers)[0]
         except ReferencesError:
-            words_T = torch.zeros(embedding_XTE.shape[1], dtype=torch.bool)
-        return Text(embedding_XTE[0].cpu(), pooled_XD[0].cpu(), words_T)
+            return torch.zeros(self.tokenizers[0].model_max_length, dtype=torch.bool)

@@ -15,10 +15,10 @@ from torch import Tensor
 from mip.config import Models, Train
 from mip.model.adapter import MIPAdapter
 from mip.model.checkpoint import AdapterCheckpoint, read_adapter
-from mip.tables import read_rows
+from mip.tables import read_rows, write_table
 from mip.training import loop
 from mip.training.crops import Crop
-from mip.training.dataset import Absence, Batch
+from mip.training.dataset import Absence, Batch, Loaded
 from mip.training.networks import Encoders
 from mip.training.objective import Draws, NoiseSchedule, losses
 from mip.training.start import load_unet
@@ -179,9 +179,9 @@ class RecordedSet:
     def __len__(self) -> int:
         return len(self.steps) * self.size
 
-    def batch(self, places: Sequence[int]) -> Batch:
+    def read(self, places: Sequence[int]) -> Loaded:
         assert [place % self.size for place in places] == list(range(self.size))
-        return self.steps[places[0] // self.size][0]
+        return Loaded.complete(self.steps[places[0] // self.size][0])
 
     def absence(self) -> Absence:
         """Never used: nothing is dropped any more."""
@@ -200,11 +200,11 @@ def trained(training_run: Run, models: Models, monkeypatch: pytest.MonkeyPatch, 
     def draw(self: NoiseSchedule, shape: Any, *, keys: Sequence[tuple[int, int]], **options: Any) -> Draws:
         return steps[keys[0][0]][1]
 
-    make: Callable[..., RecordedSet] = lambda folder, split: RecordedSet(steps if split == "train" else [])  # noqa: E731
+    make: Callable[..., RecordedSet] = lambda folder, split, live: RecordedSet(steps if split == "train" else [])  # noqa: E731
     monkeypatch.setattr(loop, "FeatureSet", make)
     monkeypatch.setattr(loop.Sampler, "places", order)
     monkeypatch.setattr(NoiseSchedule, "draw", draw)
-    (tmp_path / "index.parquet").touch()
+    write_table(tmp_path / "index.parquet", "features", [], {})
     return loop.train(
         train_config(training_run), models=models, features=tmp_path, out=tmp_path / "out", work=tmp_path / "work"
     )

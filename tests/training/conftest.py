@@ -23,7 +23,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from mip.config import Features, Models, Train
+from mip.config import KINDS, Features, Models, Train
 from mip.data.images import encode_mask, mask_area, mask_box
 from mip.model.adapter import MIPAdapter
 from mip.model.checkpoint import save_adapter
@@ -196,7 +196,7 @@ def write_manifest(folder: Path, train: list[Row], val: list[Row]) -> Path:
 
 def features_config(**changes: Any) -> Features:
     """Two augmentations of each sample."""
-    values = {"augmentations": 2, "flip": 0.5, "min_visible": 0.5, "batch": 3, "shard": 4, "seed": 11}
+    values = {"cache": KINDS, "augmentations": 2, "flip": 0.5, "min_visible": 0.5, "batch": 3, "shard": 4, "seed": 11}
     return Features.model_validate(values | changes)
 
 

@@ -1,5 +1,6 @@
 """Reading features, and the order in which they come."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,39 @@ def test_features_that_are_not_there_are_an_error(tmp_path: Path):
         FeatureSet(tmp_path, split="train")
 
 
-def test_a_missing_shard_is_named(features: Path, tmp_path: Path):
-    (tmp_path / "index.parquet").write_bytes((features / "index.parquet").read_bytes())
-    with pytest.raises(DataError, match=r"train-00000\.safetensors"):
-        FeatureSet(tmp_path, split="train")
+@pytest.fixture
+def copy(features: Path, tmp_path: Path) -> Path:
+    """Features that may be spoilt."""
+    return shutil.copytree(features, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["train-00000.safetensors", "texts-00001.safetensors", "absent.safetensors"])
+def test_a_missing_file_is_named(copy: Path, name: str):
+    (copy / name).unlink()
+    with pytest.raises(DataError, match=f"there is no .*{name}"):
+        FeatureSet(copy, split="train")
+
+
+@pytest.mark.parametrize("name", ["train-00001.safetensors", "texts-00000.safetensors", "absent.safetensors"])
+def test_one_flipped_bit_is_an_error_that_names_the_file(copy: Path, name: str):
+    content = bytearray((copy / name).read_bytes())
+    content[-1] ^= 1  # the last byte of a tensor: the file can still be read
+    (copy / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name} is damaged"):
+        FeatureSet(copy, split="train")
+
+
+def test_damage_in_another_split_is_its_own_affair(copy: Path):
+    (copy / "val-00000.safetensors").write_bytes(b"")
+    assert len(FeatureSet(copy, split="train")) == 10
+    with pytest.raises(DataError, match=r"val-00000\.safetensors is damaged"):
+        FeatureSet(copy, split="val")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_without_readable_checksums_there_are_no_features(copy: Path, content: str | None):
+    (copy / "checksums.json").unlink()
+    if content is not None:
+        (copy / "checksums.json").write_text(content)
+    with pytest.raises(DataError, match=r"checksums\.json"):
+        FeatureSet(copy, split="train")
