@@ -1,4 +1,4 @@
-"""params.yaml as frozen classes: one class a stage, one block a profile, no defaults but the two kinds of `Ingest`.
+"""params.yaml as frozen classes: one class a stage, one block a profile, no defaults.
 
 Values live in params.yaml and nowhere else. What differs between profiles are values, never code paths.
 """
@@ -17,9 +17,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
 )
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -65,9 +63,9 @@ class Ingest(Section):
     source: str  # name in the registry of sources
     options: Mapping[str, Any]  # checked by the source's own class
     benchmark: str | None  # a folder, or the file of an own benchmark; null takes the one that the source brings
-    benchmark_kind: BenchmarkKind = "concept101"  # what lies there
+    benchmark_kind: BenchmarkKind  # what lies there
     validation: str | None  # likewise, for the choice of scales
-    validation_kind: BenchmarkKind = "concept101"
+    validation_kind: BenchmarkKind
     benchmark_name: str
     prompts_per_combination: PositiveInt  # the first of each combination's prompts
     combinations: PositiveInt | None  # the first ones; null takes all
@@ -75,12 +73,6 @@ class Ingest(Section):
     validation_combinations: PositiveInt | None
     variant: Literal["official", "corrected"]  # of Concept101: as published, or with its known errors put right
     seed: NonNegativeInt  # of generation: one seed per task is derived from it
-
-    @model_serializer(mode="wrap")
-    def _as_before_there_were_kinds(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out a kind that is the default: profiles from before keep the hash of their parameters, and tables."""
-        kinds = {"benchmark_kind", "validation_kind"}
-        return {key: value for key, value in dump(self).items() if key not in kinds or value != "concept101"}
 
 
 class Extract(Section):
