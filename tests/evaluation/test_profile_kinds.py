@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from mip.config import BenchmarkKind, Ingest
 from mip.data import sources
-from mip.data.sources import Folder
+from mip.data.sources import Folder, FolderOptions
 from mip.errors import ConfigError
 from mip.evaluation.benchmarks import Reason
 from mip.evaluation.dreambooth import CLASSES, PAIRS
@@ -91,7 +91,7 @@ def _config(tmp_path: Path, **changes: Any) -> Ingest:
 @pytest.fixture
 def ingest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Ingest with these parameters; gives the index."""
-    monkeypatch.setattr(sources, "create", lambda name, options: Folder(Folder.Options.model_validate(dict(options))))
+    monkeypatch.setattr(sources, "create", lambda name, options: Folder(FolderOptions.model_validate(dict(options))))
 
     def run(**changes: Any) -> Path:
         return sources.ingest(_config(tmp_path, **changes), out=tmp_path / "index", work=tmp_path / "work")
