@@ -42,17 +42,17 @@ class Live:
             return None
         if made_from["weights"] != weights_hash(models):
             raise DataError(f"{features} was made with other networks than those at hand; run the features stage again")
-        kinds = frozenset(KINDS) - set(made_from["cache"].split())
+        cached = made_from["cache"].split()
         encoders = Encoders.load(models)
         networks: dict[str, Sequence[nn.Module]] = {
             "latents": [encoders.vae],
             "images": [encoders.image_encoder],
             "texts": encoders.text_encoders,
         }
-        for kind in set(KINDS) - kinds:
+        for kind in cached:
             for network in networks[kind]:
                 network.to("meta")  # never run: it need not take memory
-        return cls(encoders, kinds=kinds)
+        return cls(encoders, kinds=frozenset(kind for kind in KINDS if kind not in cached))
 
     @property
     def channels(self) -> int:
