@@ -53,9 +53,10 @@ def train(config: Train, *, models: Models, features: Path, out: Path, work: Pat
     """Write adapter.safetensors, curve.parquet (kind curve), training.json, README.md and curve.png into `out`.
 
     With `ema` the adapter is the average, and adapter-raw.safetensors holds the weights of the last step.
-    With `samples`, out/samples holds what was drawn, a PNG a time. What local trackers write ends in out/logs.
+    With `samples`, out/samples holds what was drawn, a PNG a time.
 
-    `work` holds the states of an unfinished run; the same call takes them up again.
+    `work` holds the states of an unfinished run; the same call takes them up again. What local trackers write lies in
+    work/logs, a folder a run, and stays there: it holds times, so it would make every result another one.
 
     Raises:
         ConfigError: parameters that contradict one another or the machine.
@@ -66,7 +67,7 @@ def train(config: Train, *, models: Models, features: Path, out: Path, work: Pat
     run = _Run(config, models=models, features=features, work=work)
     if run.progress.step == 0:
         run.progress.validation_before = run.validate()
-    reporter = Reporter(run.accelerator, config=config, logs=run.states / "logs")
+    reporter = Reporter(run.accelerator, config=config, logs=work / "logs" / run.states.name)
     with reporter, ThreadPoolExecutor(1) as background:
         ahead = background.submit(run.load, run.progress.step)
         while run.progress.step < config.steps:
@@ -240,9 +241,6 @@ class _Run:
                     "peak_memory_bytes": peak_memory(self.accelerator.device),
                 },
             )
-            shutil.rmtree(out / "logs", ignore_errors=True)
-            if (self.states / "logs").is_dir():
-                shutil.move(self.states / "logs", out / "logs")
             shutil.rmtree(self.states)
         self.accelerator.wait_for_everyone()
 

@@ -54,7 +54,8 @@ def peak_memory(device: torch.device) -> int:
 class Reporter:
     """Open it around the steps. Only the main process says anything.
 
-    Local trackers write to `logs`; their files are complete when the reporter is closed.
+    Local trackers write to `logs`; their files are complete when the reporter is closed. A run that is taken up
+    again adds files.
     """
 
     def __init__(self, accelerator: Accelerator, *, config: Train, logs: Path) -> None:
