@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from PIL import Image
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -100,6 +101,7 @@ class _Run:
             log_with=check_trackers(config.trackers) or None,
             project_dir=work,
         )
+        _check_kind(self.accelerator.distributed_type)
         self.local_batch = _share(config, self.accelerator.num_processes)
         self.dropout = Dropout(image=config.drop_image, text=config.drop_text, both=config.drop_both)
         self.data, self.held_out = (FeatureSet(features, split=split) for split in ("train", "val"))
@@ -322,3 +324,12 @@ def _share(config: Train, processes: int) -> int:
     if config.batch % processes:
         raise ConfigError(f"got batch {config.batch} for {processes} processes; give a multiple")
     return config.batch // processes
+
+
+def _check_kind(kind: DistributedType) -> None:
+    # The adapter's weights are read and written as a whole, by one process: never by parts of it.
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ConfigError(
+            f"got {kind.value} from accelerate's launcher; the adapter and a frozen UNet fit one GPU: launch with "
+            "--multi_gpu, and without a configuration file that says otherwise"
+        )
