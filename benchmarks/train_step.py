@@ -244,7 +244,7 @@ def settings(profile: str, *, batch: int | None) -> tuple[Train, Models, Feature
     # An average or checkpointed gradients would be ours alone.
     plain = {"batch": size, "micro_batch": size, "optimizer": "adamw", "ema": None, "gradient_checkpointing": False}
     cutting = whole.features.model_copy(update={"augmentations": 1, "flip": 0.0, "min_visible": 0.0})
-    return whole.train.model_copy(update={**plain, "trackers": ()}), whole.models, cutting
+    return whole.train.model_copy(update={**plain, "samples": None, "trackers": ()}), whole.models, cutting
 
 
 def main() -> None:

@@ -166,6 +166,16 @@ class Features(Section):
     seed: NonNegativeInt
 
 
+class Samples(Section):
+    """Pictures of held-out samples, drawn during training; they have no influence on the weights."""
+
+    every: PositiveInt  # optimizer steps
+    count: PositiveInt  # samples
+    steps: PositiveInt  # of denoising
+    guidance: NonNegativeFloat
+    scale: NonNegativeFloat  # of the references
+
+
 class Train(Section):
     start: Literal["ip_adapter", "fresh"]
     merge: Literal["weighted", "concat"]
@@ -190,6 +200,7 @@ class Train(Section):
     gradient_checkpointing: bool  # computes activations again in the backward pass instead of keeping them
     validation_every: PositiveInt  # optimizer steps
     validation_batches: PositiveInt
+    samples: Samples | None  # null draws nothing
     checkpoint_every: PositiveInt  # optimizer steps
     checkpoint_minutes: PositiveFloat | None  # and whenever the last state is this old
     keep_checkpoints: PositiveInt

@@ -31,7 +31,7 @@ def push(
 
 
 def prepare(folder: Path, target: Path) -> Path:
-    """Copy the weights, their page with the hub's front matter, their totals and their curve to `target`.
+    """Copy the weights, their page with the hub's front matter, their totals, curve and samples to `target`.
 
     Raises:
         DataError: a file that training writes is not there.
@@ -52,6 +52,8 @@ def prepare(folder: Path, target: Path) -> Path:
         prepared.mkdir()
         for name in FILES:
             shutil.copyfile(folder / name, prepared / name)
+        if (folder / "samples").is_dir():  # the page shows the last of them
+            shutil.copytree(folder / "samples", prepared / "samples")
         page = (folder / "README.md").read_text(encoding="utf-8")
         (prepared / "README.md").write_text(front_matter(adapter.metadata) + page, encoding="utf-8")
         prepared.rename(target)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from mip.config import Models, Train
 from mip.tables import Row, atomic, write_text
 from mip.training.progress import Progress
+from mip.training.samples import last_grid
 
 _PAGE = """\
 # MIP-Adapter weights
@@ -21,7 +22,7 @@ them up (arXiv 2409.17920). It needs the base model and the image encoder named 
 {facts}
 
 ![loss over optimizer steps](curve.png)
-
+{samples}
 ## Made from
 
 {made_from}
@@ -47,6 +48,13 @@ _AVERAGE = (
     " The weights are an\nexponential average over the steps, decay {decay}; those of the last step are kept apart."
 )
 
+_SAMPLES = """
+Held-out samples after step {step}: their objects, the picture they come from, what the adapter draws of them at scale
+{scale} (guidance {guidance}, {steps} steps).
+
+![held-out samples, as they are and as they are drawn](samples/{file})
+"""
+
 
 def write_card(
     out: Path,
@@ -57,7 +65,7 @@ def write_card(
     trained: int,
     hashes: Mapping[str, str],
 ) -> None:
-    """Write out/README.md and out/curve.png.
+    """Write out/README.md and out/curve.png; the page shows the last of out/samples, where there is one.
 
     Args:
         out: folder of adapter.safetensors.
@@ -93,6 +101,7 @@ def write_card(
     page = _PAGE.format(
         average="" if config.ema is None else _AVERAGE.format(decay=config.ema),
         facts=_table(("run", ""), facts),
+        samples=_samples(out / "samples", config=config),
         made_from=_table(("", "name", "hash"), [(what, _code(name), _code(value)) for what, name, value in made_from]),
         parameters="\n".join(parameters),
     )
@@ -136,6 +145,14 @@ def _number(value: float | None) -> str:
 def _skipped(steps: Sequence[str]) -> str:
     named = ", ".join(step.partition(":")[0] for step in steps[:10])
     return f"{len(steps)} without a finite loss: {named}{', ...' if len(steps) > 10 else ''}" if steps else "0"
+
+
+def _samples(folder: Path, *, config: Train) -> str:
+    grid = last_grid(folder)
+    if grid is None or config.samples is None:
+        return ""
+    step = int(grid.stem.removeprefix("step-"))
+    return _SAMPLES.format(**config.samples.model_dump(), step=step, file=grid.name)
 
 
 def _code(text: str) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from PIL import Image
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -31,11 +33,20 @@ from mip.training.optimization import Average, in_place, learning_rate, make_opt
 from mip.training.progress import Progress
 from mip.training.reporting import Reporter, check_trackers, peak_memory
 from mip.training.results import write_results
+from mip.training.samples import Painter, grid_file, write_grid
 from mip.training.start import load_unet, start_adapter
 
 log = logging.getLogger(__name__)
 # Parameters that may change between the parts of a run: they have no influence on the weights.
-_HARMLESS = {"checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "on_bad_loss", "patience", "trackers"}
+_HARMLESS = {
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "on_bad_loss",
+    "patience",
+    "samples",
+    "trackers",
+}
 
 Micro = list[tuple[Loaded, Draws]]  # the micro-batches of one step, of this process
 
@@ -43,10 +54,11 @@ Micro = list[tuple[Loaded, Draws]]  # the micro-batches of one step, of this pro
 def train(config: Train, *, models: Models, features: Path, out: Path, work: Path) -> Path:
     """Write adapter.safetensors, curve.parquet (kind curve), training.json, README.md and curve.png into `out`.
 
-    With `ema` the adapter is the average, and adapter-raw.safetensors holds the weights of the last step. What local
-    trackers write ends in out/logs.
+    With `ema` the adapter is the average, and adapter-raw.safetensors holds the weights of the last step.
+    With `samples`, out/samples holds what was drawn, a PNG a time.
 
-    `work` holds the states of an unfinished run; the same call takes them up again.
+    `work` holds the states of an unfinished run; the same call takes them up again. What local trackers write lies in
+    work/logs, a folder a run, and stays there: it holds times, so it would make every result another one.
 
     Raises:
         ConfigError: parameters that contradict one another or the machine.
@@ -57,7 +69,7 @@ def train(config: Train, *, models: Models, features: Path, out: Path, work: Pat
     run = _Run(config, models=models, features=features, work=work)
     if run.progress.step == 0:
         run.progress.validation_before = run.validate()
-    reporter = Reporter(run.accelerator, config=config, logs=run.states / "logs")
+    reporter = Reporter(run.accelerator, config=config, logs=work / "logs" / run.states.name)
     with reporter, ThreadPoolExecutor(1) as background:
         ahead = background.submit(run.load, run.progress.step)
         while run.progress.step < config.steps:
@@ -69,8 +81,11 @@ def train(config: Train, *, models: Models, features: Path, out: Path, work: Pat
             run.step(micro)
             run.progress.waited_s += waited
             run.progress.seconds += time.monotonic() - started
+            picture = run.draw()
             run.after_step()
             reporter.step(run.progress)
+            if picture is not None:
+                reporter.show(picture, step=run.progress.step)
     run.finish(out)
     return out
 
@@ -87,6 +102,7 @@ class _Run:
             log_with=check_trackers(config.trackers) or None,
             project_dir=work,
         )
+        _check_kind(self.accelerator.distributed_type)
         self.local_batch = _share(config, self.accelerator.num_processes)
         self.dropout = Dropout(image=config.drop_image, text=config.drop_text, both=config.drop_both)
         live = Live.of(features, models=models)
@@ -108,6 +124,7 @@ class _Run:
         optimizer = make_optimizer(config, self.parameters, device=self.accelerator.device)
         self.unet, self.optimizer = self.accelerator.prepare(unet, optimizer)
         self.adapter.projection.to(self.accelerator.device)
+        self.painter = self._painter()
         self.average = None if config.ema is None else Average(self.adapter.layers, decay=config.ema)
 
         self.inputs = {
@@ -163,6 +180,19 @@ class _Run:
         self.progress.record(loss, rate=rate, batch=self.config.batch)
         self._guard(is_sound, [name for loaded, _ in micro for name in loaded.sample_ids], loss_B)
 
+    def draw(self) -> Image.Image | None:
+        """Draw and keep the held-out samples where it is due, before the step's state is saved; the main process alone.
+
+        Of the averaged weights where there are any, like the validation loss.
+        """
+        step, config = self.progress.step, self.config.samples
+        if self.painter is None or config is None or (step % config.every and step != self.config.steps):
+            return None
+        with in_place(self.average):
+            picture = self.painter.draw()
+        write_grid(grid_file(self.states / "samples", step), picture)
+        return picture
+
     def after_step(self) -> None:
         """Validate and save the state where it is due."""
         step = self.progress.step
@@ -197,6 +227,10 @@ class _Run:
     def finish(self, out: Path) -> None:
         """Write the results, then remove the states."""
         if self.accelerator.is_main_process:
+            # Copied: a process that is killed in here ends the run once more.
+            shutil.rmtree(out / "samples", ignore_errors=True)
+            if (self.states / "samples").is_dir():
+                shutil.copytree(self.states / "samples", out / "samples")
             write_results(
                 out,
                 config=self.config,
@@ -212,11 +246,20 @@ class _Run:
                     "peak_memory_bytes": peak_memory(self.accelerator.device),
                 },
             )
-            shutil.rmtree(out / "logs", ignore_errors=True)
-            if (self.states / "logs").is_dir():
-                shutil.move(self.states / "logs", out / "logs")
             shutil.rmtree(self.states)
         self.accelerator.wait_for_everyone()
+
+    def _painter(self) -> Painter | None:
+        if self.config.samples is None or len(self.held_out) == 0 or not self.accelerator.is_main_process:
+            return None
+        return Painter(
+            self.config,
+            self.config.samples,
+            models=self.models,
+            held_out=self.held_out,
+            unet=self.accelerator.unwrap_model(self.unet),
+            adapter=self.adapter,
+        )
 
     def _losses(self, batch: Batch, draws: Draws) -> Tensor:
         device = self.accelerator.device
@@ -284,3 +327,12 @@ def _share(config: Train, processes: int) -> int:
     if config.batch % processes:
         raise ConfigError(f"got batch {config.batch} for {processes} processes; give a multiple")
     return config.batch // processes
+
+
+def _check_kind(kind: DistributedType) -> None:
+    # The adapter's weights are read and written as a whole, by one process: never by parts of it.
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ConfigError(
+            f"got {kind.value} from accelerate's launcher; the adapter and a frozen UNet fit one GPU: launch with "
+            "--multi_gpu, and without a configuration file that says otherwise"
+        )

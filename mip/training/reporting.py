@@ -7,10 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.tracking import (
+    LOGGER_TYPE_TO_CLASS,
+    GeneralTracker,
+    TensorBoardTracker,
+    get_available_trackers,
+)
 from accelerate.utils import LoggerType
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -47,7 +54,8 @@ def peak_memory(device: torch.device) -> int:
 class Reporter:
     """Open it around the steps. Only the main process says anything.
 
-    Local trackers write to `logs`; their files are complete when the reporter is closed.
+    Local trackers write to `logs`; their files are complete when the reporter is closed. A run that is taken up
+    again adds files.
     """
 
     def __init__(self, accelerator: Accelerator, *, config: Train, logs: Path) -> None:
@@ -91,3 +99,11 @@ class Reporter:
         if self.bar.disable and is_due and self.accelerator.is_main_process:
             self.said_at = time.monotonic()
             log.info("step %d of %d: %s", progress.step, self.bar.tasks[0].total, said)
+
+    def show(self, picture: Image.Image, *, step: int) -> None:
+        """Hand drawn samples to the trackers that take images."""
+        for tracker in self.accelerator.trackers:
+            if isinstance(tracker, TensorBoardTracker):
+                tracker.log_images({"samples": np.asarray(picture)[None]}, step=step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({"samples": [picture]}, step=step)  # pyright: ignore[reportAttributeAccessIssue]

@@ -39,7 +39,9 @@ def write_results(
         features_from: what the features were made from.
         machine: entries of training.json that say where it ran.
     """
-    made_from = {**inputs, "parameters": fingerprint(config=config, models=models)}
+    # Pictures have no influence on the weights: an adapter is the same file with and without them.
+    decisive = config.model_dump(mode="json", exclude={"samples"})
+    made_from = {**inputs, "parameters": fingerprint(config=decisive, models=models)}
     manifest, encoder = features_from["manifest"], (models.image_encoder, models.image_encoder_subfolder)
     metadata = {
         **made_from,

@@ -81,6 +81,7 @@ def train_config(run: Run) -> Train:
             "precision": "no",
             "validation_every": steps,
             "validation_batches": 1,
+            "samples": None,
             "checkpoint_every": steps,
             "keep_checkpoints": 1,
             "optimizer": "adamw",

@@ -221,6 +221,7 @@ def train_config(**changes: Any) -> Train:
         "precision": "no",
         "validation_every": 3,
         "validation_batches": 2,
+        "samples": None,
         "checkpoint_every": 2,
         "keep_checkpoints": 2,
         "optimizer": "adamw",
