@@ -137,13 +137,9 @@ class EncodingCache:
         self.config, self.models, self.folder = config, models, folder
         identity, code = networks.identify(models), _code_hash()
         influences = config.model_dump(include={"augmentations", "flip", "min_visible", "seed"})
-        self._image_key = {"networks": identity.images, "code": code, "parameters": influences}
-        self._text_key = {"networks": identity.texts, "code": code}
-        # The whole, as it is made by default, has no mark.
-        if left_out := [kind for kind in ("latents", "images") if kind not in config.cache]:
-            self._image_key["left_out"] = left_out
-        if "texts" not in config.cache:
-            self._text_key["left_out"] = ["texts"]
+        made = [kind for kind in ("latents", "images") if kind in config.cache]
+        self._image_key = {"networks": identity.images, "code": code, "parameters": influences, "made": made}
+        self._text_key = {"networks": identity.texts, "code": code, "made": "texts" in config.cache}
 
     @property
     def key(self) -> str:
