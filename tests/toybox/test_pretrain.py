@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
+from transformers import CLIPTokenizer
 
 from mip.toybox.pretrain import text
 from mip.toybox.pretrain.grounding import GroundedProcessor, grounding_loss, localisation
@@ -15,6 +16,7 @@ from mip.toybox.pretrain.scenery import scenery
 from mip.toybox.pretrain.vision import palette
 from mip.toybox.pretrain.workers import Workers
 from mip.toybox.scenes import COLOURS, PATTERNS, Identity, dress, shows_secondary
+from tests.closure import ROOT
 
 
 def _own_BNHW() -> torch.Tensor:
@@ -80,6 +82,14 @@ def test_an_orthogonalised_update_has_singular_values_near_1():
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonalised(torch.randn(8, 20)))
     assert 0.5 < values.min() and values.max() < 1.5
+
+
+@pytest.mark.parametrize("folder", ["tokenizer", "tokenizer_2"])
+def test_the_shipped_tokenizers_are_those_that_would_be_made(folder):
+    shipped = CLIPTokenizer.from_pretrained(ROOT / "data" / "toybox" / "base" / "pipeline" / folder)
+    made = text.tokenizer()
+    assert shipped.model_max_length == made.model_max_length
+    assert shipped.backend_tokenizer.to_str() == made.backend_tokenizer.to_str()
 
 
 def test_captions_of_the_base_name_classes_always_and_looks_mostly(tmp_path: Path):

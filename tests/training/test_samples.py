@@ -218,7 +218,8 @@ def test_trackers_that_take_images_get_the_grid(run: Callable[..., Path], monkey
 
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "album", Album)
     out = run("out", trackers=("album",))
-    size = Image.open(out / "samples/step-00000005.png").size
+    with Image.open(out / "samples/step-00000005.png") as kept:
+        size = kept.size
     assert given == [(step, size) for step in (2, 4, 5)]
 
 

@@ -34,7 +34,7 @@ SINGLES = {"seed": 5, "count": 20_000, "shares": (1.0,)}  # one object each, for
 PORTRAITS = {"seed": 3, "count": 30_000}
 MORE_PORTRAITS = {"seed": 3, "count": 60_000}  # for the image encoder: what it misreads, no adapter can draw
 AUTOENCODER = {"seed": 11, "steps": 1600, "batch": 24}
-BASE = {"seed": 21, "steps": 3600, "batch": 96, "lr": 2.5e-3, "grounding": 0.2}
+BASE = {"seed": 21, "steps": 2400, "batch": 96, "lr": 2.5e-3, "grounding": 0.2}
 VISION = {
     "image_encoder": {"seed": 31, "steps": 3000, "batch": 96},
     "open_clip": {"seed": 32, "steps": 600, "batch": 96},
