@@ -1,20 +1,23 @@
 """Pieces of the base's training that a wrong sign or a wrong axis would spoil without a word."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTokenizer
 
-from mip.toybox.pretrain import text
+from mip.toybox.pretrain import denoiser, plain_adapter, text
 from mip.toybox.pretrain.grounding import GroundedProcessor, grounding_loss, localisation
 from mip.toybox.pretrain.optimizer import Muon, orthogonalised
 from mip.toybox.pretrain.scenery import scenery
 from mip.toybox.pretrain.vision import palette
-from mip.toybox.pretrain.workers import Workers
+from mip.toybox.pretrain.workers import ALONE, Workers
 from mip.toybox.scenes import COLOURS, PATTERNS, Identity, dress, shows_secondary
 from tests.closure import ROOT
 
@@ -90,6 +93,24 @@ def test_the_shipped_tokenizers_are_those_that_would_be_made(folder):
     made = text.tokenizer()
     assert shipped.model_max_length == made.model_max_length
     assert shipped.backend_tokenizer.to_str() == made.backend_tokenizer.to_str()
+
+
+def test_a_round_starts_from_the_files_of_the_one_before(tmp_path: Path):
+    base = ROOT / "data" / "toybox" / "base"
+    shipped = StableDiffusionXLPipeline.from_pretrained(base / "pipeline", dtype=torch.float32)
+    scenes = scenery(tmp_path / "scenes", seed=1, count=2)
+    rates: dict[str, Any] = {"seed": 0, "steps": 0, "batch": 2, "lr": 1.0, "workers": ALONE}
+    files = {"start": base / "pipeline", "state": tmp_path / "state"}
+    begun = denoiser.train(scenes, shipped.vae, tmp_path, grounding=0.2, **files, **rates)
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        for key, weight in getattr(shipped, part).state_dict().items():
+            assert torch.equal(getattr(begun, part).state_dict()[key], weight), key
+
+    before, after = base / "ip_adapter" / "ip-adapter_toybox.safetensors", tmp_path / "adapter.safetensors"
+    encoder: Any = None  # no step needs one
+    plain_adapter.train(shipped, encoder, scenes, np.empty(0), after, variant="sdxl", start=before, **rates)
+    one, other = load_file(before), load_file(after)
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_captions_of_the_base_name_classes_always_and_looks_mostly(tmp_path: Path):

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def pixels(image_NHWC: np.ndarray) -> Tensor:
     """uint8 RGB to float in [-1, 1], channels first."""
-    return torch.from_numpy(np.ascontiguousarray(image_NHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(image_NHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def fresh() -> AutoencoderKL:

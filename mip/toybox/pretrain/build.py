@@ -34,7 +34,11 @@ SINGLES = {"seed": 5, "count": 20_000, "shares": (1.0,)}  # one object each, for
 PORTRAITS = {"seed": 3, "count": 30_000}
 MORE_PORTRAITS = {"seed": 3, "count": 60_000}  # for the image encoder: what it misreads, no adapter can draw
 AUTOENCODER = {"seed": 11, "steps": 1600, "batch": 24}
-BASE = {"seed": 21, "steps": 2400, "batch": 96, "lr": 2.5e-3, "grounding": 0.2}
+# Each round starts from the files of the one before: a machine without time for the whole can stop between two.
+BASE = (
+    {"seed": 21, "steps": 2400, "batch": 96, "lr": 2.5e-3, "grounding": 0.2},
+    {"seed": 23, "steps": 1000, "batch": 96, "lr": 1.5e-3, "grounding": 0.2},
+)
 VISION = {
     "image_encoder": {"seed": 31, "steps": 3000, "batch": 96},
     "open_clip": {"seed": 32, "steps": 600, "batch": 96},
@@ -42,10 +46,16 @@ VISION = {
     "appearance": {"seed": 34, "steps": 1500, "batch": 96},
     "detector": {"seed": 35, "steps": 1500, "batch": 16},
 }
-ADAPTERS = {
-    "sdxl": {"seed": 41, "steps": 1500, "batch": 96, "lr": 2e-3},
-    "sdxl_plus": {"seed": 42, "steps": 400, "batch": 96, "lr": 2e-3},
-}
+ADAPTERS = (
+    {
+        "sdxl": {"seed": 41, "steps": 1500, "batch": 96, "lr": 2e-3},
+        "sdxl_plus": {"seed": 42, "steps": 400, "batch": 96, "lr": 2e-3},
+    },
+    {
+        "sdxl": {"seed": 43, "steps": 600, "batch": 96, "lr": 1e-3},
+        "sdxl_plus": {"seed": 44, "steps": 200, "batch": 96, "lr": 1e-3},
+    },
+)
 FILES = {"sdxl": "ip-adapter_toybox.safetensors", "sdxl_plus": "ip-adapter-plus_toybox.safetensors"}
 PROCESSES = 2
 
@@ -68,11 +78,19 @@ def _vae(work: Path) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float32).eval()
 
 
-def _base(workers: Workers, work: Path) -> None:
-    vae = _vae(work)
-    trained = denoiser.train(_scenes(work), vae, work, workers=workers, **BASE)
+def _round(work: Path, number: int) -> Path:
+    """Where the pipeline and the adapters of a round lie."""
+    return work / f"round-{number}"
+
+
+def _base(workers: Workers, work: Path, number: int) -> None:
+    vae, out = _vae(work), _round(work, number)
+    start = _round(work, number - 1) / "pipeline" if number else None
+    files = {"state": out / "base.state", "start": start}
+    trained = denoiser.train(_scenes(work), vae, work, workers=workers, **files, **BASE[number])
     if workers.rank == 0:
-        denoiser.save(trained, vae, work / "pipeline", {"base": BASE, "autoencoder": AUTOENCODER, "scenes": SCENES})
+        note = {"base": BASE[: number + 1], "autoencoder": AUTOENCODER, "scenes": SCENES}
+        denoiser.save(trained, vae, out / "pipeline", note)
 
 
 def _vision(name: str, work: Path) -> None:
@@ -89,13 +107,16 @@ def _vision(name: str, work: Path) -> None:
         of_portraits[name](source, out, **settings)
 
 
-def _adapter(workers: Workers, work: Path, variant: str) -> None:
-    pipe = StableDiffusionXLPipeline.from_pretrained(work / "pipeline", torch_dtype=torch.float32)
+def _adapter(workers: Workers, work: Path, number: int, variant: str) -> None:
+    out = _round(work, number)
+    pipe = StableDiffusionXLPipeline.from_pretrained(out / "pipeline", torch_dtype=torch.float32)
     encoder = CLIPVisionModelWithProjection.from_pretrained(work / "image_encoder", dtype=torch.float32).eval()
     singles = scenery(work / "scenes", **SINGLES)
     latent_NCHW = np.load(work / "singles.npy", mmap_mode="r")
-    out = work / "ip_adapter" / FILES[variant]
-    plain_adapter.train(pipe, encoder, singles, latent_NCHW, out, variant=variant, workers=workers, **ADAPTERS[variant])
+    place = Path("ip_adapter", FILES[variant])
+    files = {"out": out / place, "start": _round(work, number - 1) / place if number else None}
+    settings = ADAPTERS[number][variant]
+    plain_adapter.train(pipe, encoder, singles, latent_NCHW, variant=variant, workers=workers, **files, **settings)
 
 
 def _single_latents(work: Path) -> None:
@@ -121,19 +142,23 @@ def build(out: Path, work: Path) -> None:
         scenery(work / "scenes", **others)
     if not (work / "vae" / "config.json").exists():
         _in_a_process(partial(_autoencoder, work))
-    if not (work / "pipeline" / "training.json").exists():
-        run(partial(_base, work=work), count=PROCESSES, rendezvous=work / "rendezvous")
     missing = [name for name in VISION if not (work / name).exists()]
     with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
         for _ in pool.map(partial(_vision, work=work), missing):  # each in one thread
             pass
     _in_a_process(partial(_single_latents, work))
-    for variant, file in FILES.items():
-        if not (work / "ip_adapter" / file).exists():
-            run(partial(_adapter, work=work, variant=variant), count=PROCESSES, rendezvous=work / "rendezvous")
-    for name in ("pipeline", "ip_adapter", *VISION):
-        shutil.rmtree(out / name, ignore_errors=True)
-        shutil.copytree(work / name, out / name)
+    together = partial(run, count=PROCESSES, rendezvous=work / "rendezvous")
+    for number in range(len(BASE)):
+        _round(work, number).mkdir(exist_ok=True)
+        if not (_round(work, number) / "pipeline" / "training.json").exists():
+            together(partial(_base, work=work, number=number))
+        for variant, file in FILES.items():
+            if not (_round(work, number) / "ip_adapter" / file).exists():
+                together(partial(_adapter, work=work, number=number, variant=variant))
+    last = _round(work, len(BASE) - 1)
+    for source in (last / "pipeline", last / "ip_adapter", *(work / name for name in VISION)):
+        shutil.rmtree(out / source.name, ignore_errors=True)
+        shutil.copytree(source, out / source.name)
     hashes = {name: file_hash(out / name) for name in ("pipeline", "ip_adapter", *VISION)}
     settings = {
         "scenes": SCENES,

@@ -133,13 +133,20 @@ def train(
     lr: float,
     grounding: float,
     workers: Workers,
+    state: Path,
+    start: Path | None = None,
 ) -> Base:
-    """Train the base, resuming from `work` if it holds a state; returns the averaged weights.
+    """Train the base and return the averaged weights.
 
+    `state` is where an interrupted run goes on; `work` keeps the latents. `start` is a saved pipeline to start from.
     `grounding` weighs the loss that teaches words where they belong; 0 trains as SDXL was trained.
     """
     torch.manual_seed(seed)
     model, average = Base(), Base()
+    if start is not None:
+        saved = StableDiffusionXLPipeline.from_pretrained(start, dtype=torch.float32)
+        for part in ("unet", "text_encoder", "text_encoder_2"):
+            getattr(model, part).load_state_dict(getattr(saved, part).state_dict())
     average.load_state_dict(model.state_dict())
     model.unet.set_attn_processor(GroundedProcessor())
     if workers.rank == 0:
@@ -149,7 +156,7 @@ def train(
     noise_schedule = DDPMScheduler.from_config(scheduler().config)
     chosen = optimizers(model, lr=lr, workers=workers)
     base_lr = [group["lr"] for optimizer in chosen for group in optimizer.param_groups]
-    first = _resume(work, model, average, chosen)
+    first = _resume(state, model, average, chosen)
     started = time.monotonic()
     recent: list[float] = []
     for step in range(first, steps):
@@ -201,7 +208,7 @@ def train(
             )
             recent = []
         if workers.rank == 0 and (step % 250 == 249 or step == steps - 1):
-            _save(work, step + 1, model, average, chosen)
+            _save(state, step + 1, model, average, chosen)
     return average
 
 
@@ -211,19 +218,19 @@ def _caption(scenes: Scenery, row: int, rng: np.random.Generator) -> str:
     return (scenes.described if rng.random() < DESCRIBED else scenes.captions)[row]
 
 
-def _save(work: Path, step: int, model: nn.Module, average: nn.Module, chosen: list) -> None:
+def _save(file: Path, step: int, model: nn.Module, average: nn.Module, chosen: list) -> None:
     state = {
         "step": step,
         "model": model.state_dict(),
         "average": average.state_dict(),
         "optimizers": [o.state_dict() for o in chosen],
     }
-    torch.save(state, work / "base.partial")
-    os.replace(work / "base.partial", work / "base.state")
+    partial = file.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, file)
 
 
-def _resume(work: Path, model: nn.Module, average: nn.Module, chosen: list) -> int:
-    file = work / "base.state"
+def _resume(file: Path, model: nn.Module, average: nn.Module, chosen: list) -> int:
     if not file.exists():
         return 0
     state = torch.load(file, weights_only=True)

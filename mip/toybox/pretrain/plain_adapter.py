@@ -81,13 +81,20 @@ def train(
     batch: int,
     lr: float,
     workers: Workers,
+    start: Path | None = None,
 ) -> None:
-    """Train projection and attention on `scenes`, of one object each; write h94's layout to `out`."""
+    """Train projection and attention on `scenes`, of one object each; write h94's layout to `out`.
+
+    `start` is an adapter to start from.
+    """
     torch.manual_seed(seed)
     kind = variant_named(variant)
     unet = pipe.unet.float().requires_grad_(False)
-    head = projection(kind, encoder, unet.config["cross_attention_dim"])
-    adapter = MIPAdapter.fresh(unet, projection=head, variant=kind, has_gate=False)
+    if start is None:
+        head = projection(kind, encoder, unet.config["cross_attention_dim"])
+        adapter = MIPAdapter.fresh(unet, projection=head, variant=kind, has_gate=False)
+    else:
+        adapter = MIPAdapter.from_checkpoint(start, unet)
     adapter.projection.requires_grad_(True)
     trained = nn.ModuleList([adapter.projection, *adapter.processors.values()]).requires_grad_(True)
     text_encoders = (pipe.text_encoder.float(), pipe.text_encoder_2.float())
