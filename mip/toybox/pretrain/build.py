@@ -69,6 +69,7 @@ def _portraits_of(name: str) -> dict[str, int]:
 
 
 def _autoencoder(work: Path) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(PROCESSES)
     held_out = scenery(work / "scenes", **HELD_OUT)
     autoencoder.train(_scenes(work), held_out, work / "vae", **AUTOENCODER)
